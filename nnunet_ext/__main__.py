@@ -1,0 +1,5 @@
+import sys
+
+from nnunet_ext.cli.main import main
+
+sys.exit(main())

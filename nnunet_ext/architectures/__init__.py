@@ -1,0 +1,1 @@
+"""Plain `nn.Module`s: they know tensors, not nnU-Net."""

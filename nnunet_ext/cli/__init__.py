@@ -1,0 +1,1 @@
+"""The `nnunet_ext` command: one file per sub-command."""

@@ -1,0 +1,62 @@
+"""Entry point of the `nnunet_ext` command.
+
+Every sub-command is a module here with a docstring (its help text), `add_arguments(parser)` and
+`run(arguments) -> exit status`. Modules are imported only when named, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from nnunet_ext import __version__
+from nnunet_ext.errors import UserError
+
+COMMANDS = {
+    "demo": "make a small data set, train, predict and evaluate, as a user would",
+    "doctor": "check the installation and say what to do about each problem",
+    "models": "list the trainers, what they need and where they come from",
+    "plan": "write plans that size a network for a preprocessed data set",
+    "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; return 0 when all is well, 1 for a failure, 2 for wrong usage."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        name = argv[0]
+        module = importlib.import_module("nnunet_ext.cli." + name.replace("-", "_"))
+        parser = argparse.ArgumentParser(
+            prog=f"nnunet_ext {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        arguments = parser.parse_args(argv[1:])
+        try:
+            return int(module.run(arguments))
+        except UserError as error:
+            print(f"nnunet_ext {name}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f"nnunet_ext {name}: interrupted", file=sys.stderr)
+            return 130
+    parser = argparse.ArgumentParser(
+        prog="nnunet_ext",
+        description="Published segmentation models beside nnU-Net v2.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n"
+        + "\n".join(f"  {name:17s} {text}" for name, text in COMMANDS.items())
+        + "\n\nexample:\n  nnunet_ext demo\n\nEach command has its own --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet_ext {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of the commands below")
+    parser.parse_args(argv)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

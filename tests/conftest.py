@@ -1,0 +1,23 @@
+"""Shared by all tests: where the real data and the golden files are, and one thread per test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+REPOSITORY = Path(__file__).parent.parent
+
+# Small tensors gain nothing from threads, and spinning ones slow every neighbour.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with `Dataset004_Hippocampus` and others in nnU-Net raw format."""
+    folder = Path(os.environ.get("NNUNET_EXT_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "Dataset004_Hippocampus" / "dataset.json").is_file():
+        pytest.skip(f"no real data under {folder}; set NNUNET_EXT_TEST_DATA")
+    return folder.resolve()
