@@ -1,0 +1,1 @@
+"""Making data sets in nnU-Net's raw format."""
