@@ -1,0 +1,161 @@
+"""Selective scan, the recurrence of Mamba (Gu & Dao, arXiv:2312.00752, section 3.2 and algorithm 2).
+
+For every batch entry b, channel d, state n and step t
+
+    delta_t = softplus(delta_t + delta_bias)                     (softplus only if delta_softplus)
+    h_t     = exp(delta_t A) h_{t-1} + delta_t B_t u_t,   h_0 = 0
+    y_t     = sum_n C_t h_t + D u_t
+    out_t   = y_t * SiLU(z_t)                                    (only if z is given)
+
+`selective_scan` has the arguments of mamba-ssm's `selective_scan_fn`. Where it runs:
+
+| backend     | what it is                                             | runs on        |
+|-------------|--------------------------------------------------------|----------------|
+| `reference` | the recurrence, step by step: the definition           | everywhere     |
+| `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
+| `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
+
+A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. All arithmetic is float32
+(float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
+
+# In the order of the automatic choice: the first that runs on the device is taken.
+_BACKENDS = {
+    "mamba_ssm": "nnunet_ext.ops.selective_scan.mamba_cuda",
+    "chunked": "nnunet_ext.ops.selective_scan.chunked",
+    "reference": "nnunet_ext.ops.selective_scan.reference",
+}
+
+
+def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """For every backend, None if it runs on `device`, else one line that says why it does not."""
+    return {name: _module(name).why_not(torch.device(device)) for name in _BACKENDS}
+
+
+def choose_backend(device: torch.device, backend: str | None = None) -> str:
+    """The backend to use: the argument, else the variable NNUNET_EXT_SCAN, else the first that runs on `device`.
+
+    Raises:
+        ValueError: the name is unknown, or the backend asked for does not run on `device`.
+    """
+    asked = backend or os.environ.get(ENVIRONMENT_VARIABLE, "").strip() or "auto"
+    if asked == "auto":
+        return next(name for name in _BACKENDS if _module(name).why_not(device) is None)
+    source = "backend" if backend else ENVIRONMENT_VARIABLE
+    if asked not in _BACKENDS:
+        raise ValueError(f"{source}={asked!r} is no selective-scan backend; use auto or one of {', '.join(_BACKENDS)}")
+    reason = _module(asked).why_not(device)
+    if reason is not None:
+        raise ValueError(f"{source}={asked!r} does not run on {device}: {reason}")
+    return asked
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective scan over the last axis.
+
+    Args:
+        u: input, (batch, channels, length).
+        delta: step sizes, (batch, channels, length).
+        A: real decay rates, (channels, states); negative for a stable recurrence.
+        B: input weights, (batch, states, length), (batch, groups, states, length) or constant (channels, states).
+        C: output weights, shaped like one of the forms of B.
+        D: skip weights, (channels,).
+        z: gate, (batch, channels, length).
+        delta_bias: added to delta before the softplus, (channels,).
+        delta_softplus: apply softplus to the step sizes.
+        return_last_state: also return h after the last step.
+        backend: see the module's table; None asks NNUNET_EXT_SCAN, then chooses automatically.
+
+    Returns:
+        The output, (batch, channels, length), in the type of `u`; with `return_last_state` also the last state,
+        (batch, channels, states), in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes do not fit, A is complex, or the backend is unknown or does not run here.
+    """
+    B, C = _check(u, delta, A, B, C, D, z, delta_bias)
+    name = choose_backend(u.device, backend)
+    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
+    with torch.autocast(u.device.type, enabled=False):
+        out, last_state = _module(name).scan(
+            u.to(compute),
+            delta.to(compute),
+            A.to(compute),
+            B.to(compute),
+            C.to(compute),
+            None if D is None else D.to(compute),
+            None if z is None else z.to(compute),
+            None if delta_bias is None else delta_bias.to(compute),
+            delta_softplus,
+        )
+    out = out.to(u.dtype)
+    return (out, last_state) if return_last_state else out
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_BACKENDS[name])
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Check all shapes; return B and C as (batch, groups, states, length)."""
+    if u.dim() != 3:
+        raise ValueError(f"u must be (batch, channels, length), not {tuple(u.shape)}")
+    batch, channels, length = u.shape
+    for name, tensor in (("delta", delta), ("z", z)):
+        if tensor is not None and tensor.shape != u.shape:
+            raise ValueError(f"{name} must have the shape of u, {tuple(u.shape)}, not {tuple(tensor.shape)}")
+    if A.is_complex():
+        raise ValueError("A must be real: complex decay rates (S4) are not part of Mamba-1's layers")
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must be (channels={channels}, states), not {tuple(A.shape)}")
+    for name, tensor in (("D", D), ("delta_bias", delta_bias)):
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(f"{name} must be ({channels},), not {tuple(tensor.shape)}")
+    states = A.shape[1]
+    grouped = []
+    for name, tensor in (("B", B), ("C", C)):
+        shape = tuple(tensor.shape)
+        if shape == (channels, states):  # the same at every step: one group per channel
+            tensor = tensor[None, :, :, None].expand(batch, channels, states, length)
+        elif shape == (batch, states, length):
+            tensor = tensor[:, None]
+        elif tensor.dim() != 4 or (shape[0], *shape[2:]) != (batch, states, length) or channels % shape[1]:
+            raise ValueError(
+                f"{name} must be ({batch}, {states}, {length}), ({batch}, groups, {states}, {length}) with groups "
+                f"dividing {channels}, or ({channels}, {states}), not {shape}"
+            )
+        grouped.append(tensor)
+    return grouped[0], grouped[1]
