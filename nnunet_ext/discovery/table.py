@@ -1,0 +1,99 @@
+"""The one table of classes nnU-Net can ask for by name, with the facts `nnunet_ext models` prints.
+
+To add a class, add one `Entry`. Standard library only: the table is read in every nnU-Net process, workers included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Where nnU-Net looks for each kind of class: the start of the module name it hands to its search.
+KINDS = {
+    "trainer": "nnunetv2.training",
+    "planner": "nnunetv2.experiment_planning",
+    "preprocessor": "nnunetv2.preprocessing",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a user wants to know before training.
+
+    Attributes:
+        network: name of the network.
+        paper: authors, title, venue and year.
+        link: arXiv or DOI identifier.
+        inputs: nnU-Net configurations the trainer accepts; "cascade" stands for `3d_cascade_fullres`.
+        needs: what it needs beyond nnU-Net, or what makes it faster.
+        parameters: learnable parameters at the default size, or None where the plans decide.
+        parameters_of: the configuration that number belongs to, or what decides it.
+        remarks: differences from the paper worth knowing.
+    """
+
+    network: str
+    paper: str
+    link: str
+    inputs: tuple[str, ...]
+    needs: str
+    parameters: int | None
+    parameters_of: str
+    remarks: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class nnU-Net may ask for: exact name, module that defines it, kind (a key of `KINDS`)."""
+
+    name: str
+    module: str
+    kind: str = "trainer"
+    model: Model | None = None
+
+
+ALL_INPUTS = ("2d", "3d_fullres", "3d_lowres", "cascade")
+
+ENTRIES = (
+    Entry(
+        "nnUNetTrainerExt",
+        "nnunet_ext.trainers.plain",
+        model=Model(
+            network="nnU-Net's own, from the plans",
+            paper="Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image "
+            "segmentation, Nature Methods 2021",
+            link="doi:10.1038/s41592-020-01008-z",
+            inputs=ALL_INPUTS,
+            needs="nothing beyond nnU-Net",
+            parameters=None,
+            parameters_of="the plans decide",
+            remarks="the baseline: nnU-Net's training with this project's safe checkpoints and environment settings",
+        ),
+    ),
+    Entry(
+        "nnUNetTrainerSegMamba",
+        "nnunet_ext.trainers.segmamba",
+        model=Model(
+            network="SegMamba",
+            paper="Xing et al., SegMamba: Long-range Sequential Modeling Mamba for 3D Medical Image Segmentation, "
+            "MICCAI 2024",
+            link="arXiv:2401.13560",
+            inputs=ALL_INPUTS,
+            needs="nothing beyond nnU-Net; a GPU, or mamba-ssm on a GPU, makes it faster",
+            parameters=67_416_196,
+            parameters_of="the paper's size with 4 input channels and 4 classes",
+            remarks="the paper is 3D only; the 2d form is this project's",
+        ),
+    ),
+)
+
+
+def find(name: str, kind: str | None = None) -> Entry | None:
+    """Return the entry called exactly `name`, of that kind when one is given, or None."""
+    for entry in ENTRIES:
+        if entry.name == name and kind in (None, entry.kind):
+            return entry
+    return None
+
+
+def of_kind(kind: str) -> tuple[Entry, ...]:
+    """Return all entries of one kind, in table order."""
+    return tuple(entry for entry in ENTRIES if entry.kind == kind)
