@@ -5,6 +5,8 @@ one finder on `sys.meta_path`; nothing more happens unless the interpreter impor
 `NNUNET_EXT_AUTOLOAD=0` turns it off. Standard library only and short, because it runs in every interpreter.
 """
 
+# mypy: ignore-errors
+# (importlib's own types forbid replacing a loader's method, and typing is not worth importing here.)
 import os
 import sys
 
