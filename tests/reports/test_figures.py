@@ -1,0 +1,125 @@
+"""The overlay picture: the right cases, the right slices, true proportions, contours that can be seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.reports.figures import COLOURS, OverlayCase, overlay_figure, read_case, worst_median_best, write_overlay
+
+LABELS = {"organ": (1,), "lesion": (2,), "organ with lesion": (1, 2)}
+
+
+def a_case(shape=(12, 40, 30), spacing_mm=(3.0, 1.0, 2.0)) -> OverlayCase:
+    image = np.random.default_rng(0).normal(100, 10, size=shape)
+    reference = np.zeros(shape, np.uint8)
+    reference[3:9, 8:30, 8:20] = 1
+    prediction = reference.copy()
+    prediction[5, 10:20, 12] = 2  # the only error: axial slice 6, columns of sagittal slice 13
+    return OverlayCase("case_7", image, reference, prediction, spacing_mm, dice=0.5, hd95_mm=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        ({}, {}),
+        ({"a": float("nan")}, {}),
+        ({"a": 0.5}, {"only": "a"}),
+        ({"a": 0.9, "b": 0.1}, {"worst": "b", "best": "a"}),
+        ({"a": 0.9, "b": 0.1, "c": 0.5, "d": float("nan")}, {"worst": "b", "median": "c", "best": "a"}),
+        ({"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.6}, {"worst": "b", "median": "c", "best": "a"}),
+    ],
+)
+def test_cases_are_chosen_by_rank(dice, expected):
+    assert worst_median_best(dice) == expected
+
+
+def test_each_plane_shows_the_slice_with_most_errors_in_millimetres():
+    figure = overlay_figure({"worst": a_case()}, LABELS)
+    planes = figure.axes
+    assert [axes.get_xlabel() for axes in planes] == ["slice 6 of 12", "slice 11 of 40", "slice 13 of 30"]
+    # Width and height of each picture in mm: the voxels of the cropped plane times their spacing.
+    for axes, (height_mm, width_mm) in zip(planes, ((1.0, 2.0), (3.0, 2.0), (3.0, 1.0)), strict=True):
+        (picture,) = axes.get_images()
+        rows, columns = picture.get_array().shape
+        left, right, bottom, top = picture.get_extent()
+        assert (right - left, top - bottom) == pytest.approx((columns * width_mm, rows * height_mm))
+        assert axes.get_aspect() == 1
+    assert planes[0].yaxis_inverted() and not planes[1].yaxis_inverted()  # front of the body on top, head on top
+    assert "worst: case_7" in planes[0].get_ylabel() and "infinite" in planes[0].get_ylabel()
+
+
+def test_contours_lie_on_the_border_of_the_mask():
+    axes = overlay_figure({"only": a_case()}, {"organ": (1,)}).axes[0]
+    reference, prediction = axes.collections
+    vertices = np.concatenate([path.vertices for path in reference.get_paths()])
+    # The crop starts 12 mm before the organ or at the image's border: column 2 (spacing 2 mm) and row 0 (1 mm).
+    np.testing.assert_allclose(vertices.min(axis=0), [(7.5 - 2) * 2, 7.5])
+    np.testing.assert_allclose(vertices.max(axis=0), [(19.5 - 2) * 2, 29.5])
+    assert reference.get_linewidth()[0] > 2 * prediction.get_linewidth()[0]
+
+
+def test_png_has_both_contours_and_no_leftovers(tmp_path):
+    def pixels(case):
+        write_overlay({"worst": case, "best": case}, {"organ": (1,)}, tmp_path / "overlay.png")
+        picture = imread(tmp_path / "overlay.png")[..., :3]
+        assert picture.shape[0] > 1000 and picture.shape[1] > 1500
+        line = np.array(to_rgb(COLOURS[0]))
+        band = 0.45 + 0.55 * line
+        return [int((np.abs(picture - colour).max(axis=-1) < 0.03).sum()) for colour in (line, band)]
+
+    case = a_case()
+    line, band = pixels(case)
+    empty = OverlayCase(**{**vars(case), "prediction": np.zeros_like(case.prediction)})
+    line_without_prediction, band_without_prediction = pixels(empty)
+    assert line > line_without_prediction + 1000  # what remains is the legend
+    assert band > 1000 and band_without_prediction > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["overlay.png"]
+
+
+def write(array, path, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_read_case_turns_volumes_upright(tmp_path):
+    array = np.zeros((4, 5, 6), np.uint8)
+    array[0, 0, 0] = 1
+    # Stored from left to right and from head to feet, and with x and y exchanged.
+    path = write(array, tmp_path / "a.nii.gz", direction=(0, -1, 0, 1, 0, 0, 0, 0, -1))
+    case = read_case("a", path, path, path, dice=1.0, hd95_mm=0.0)
+    assert case.image.shape == (4, 6, 5) and case.spacing_mm == pytest.approx((3.0, 1.0, 2.0))
+    assert np.argwhere(case.reference).tolist() == [[3, 0, 4]]
+
+
+def test_read_case_names_the_file_at_fault(tmp_path):
+    good = write(np.zeros((4, 5, 6), np.uint8), tmp_path / "good.nii.gz")
+    other = write(np.zeros((4, 5, 7), np.uint8), tmp_path / "other.nii.gz")
+    flat = tmp_path / "flat.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.uint8)), str(flat))
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(good.read_bytes()[:40])
+    for path, reason in (
+        (other, "same grid"),
+        (flat, "3D volume"),
+        (broken, "cannot read"),
+        ("no.nii.gz", "cannot read"),
+    ):
+        with pytest.raises(UserError, match=reason) as raised:
+            read_case("a", good, path, good, dice=1.0, hd95_mm=0.0)
+        assert str(path) in str(raised.value)
+
+
+def test_pyplot_is_left_alone():
+    code = "import sys, nnunet_ext.reports.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
