@@ -1,0 +1,102 @@
+"""Build a network from an official state_dict, strictly, and read checkpoint files without running code in them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ext.errors import UserError
+
+# Model name -> function(**config) that builds the network with the official code's parameter names.
+_BUILDERS = {
+    "segmamba": "nnunet_ext.checkpoints.segmamba:build",
+}
+# Where published files keep the weights, in the order they are looked for.
+_WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "module")
+
+
+def build_from_official(name: str, state_dict: Mapping[str, Tensor], **config: Any) -> nn.Module:
+    """Build a published network and load weights of its official code, strictly.
+
+    Args:
+        name: which network: see the error message for the list.
+        state_dict: official parameter names to tensors.
+        **config: the network's sizes; they are documented at its builder in `nnunet_ext.checkpoints`.
+
+    Returns:
+        The network in evaluation mode, float32, on the CPU.
+
+    Raises:
+        ValueError: unknown name, or keys or shapes do not match; the message lists what is missing, what is
+            unexpected and which shapes differ.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"no official network {name!r}; known: {', '.join(sorted(_BUILDERS))}")
+    module, function = _BUILDERS[name].split(":")
+    model = getattr(importlib.import_module(module), function)(**config)
+    load_strict(model, state_dict)
+    return model.eval()
+
+
+def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], shown: int = 5) -> None:
+    """Load weights where every key and shape must match; otherwise change nothing and say what differs.
+
+    Raises:
+        ValueError: the report, with at most `shown` names of each kind.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    differing = [
+        f"{key} (file {tuple(state_dict[key].shape)}, network {tuple(tensor.shape)})"
+        for key, tensor in own.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:shown])}{', …' if len(names) > shown else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"weights do not fit {type(model).__name__} ({len(own)} tensors): {'; '.join(problems)}. "
+            "Check the sizes the network is built with."
+        )
+    model.load_state_dict(state_dict)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the weights in a `.pth`, `.pt` or `.model` file without executing anything in it.
+
+    Wrappers such as `{"state_dict": …}` and the prefix `module.` of data-parallel training are removed.
+
+    Raises:
+        UserError: the file is missing, damaged, holds code, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a downloaded checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} holds more than tensors and was not loaded ({reason})") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); download it again") from None
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} holds no state_dict: expected parameter names and tensors")
+    prefix = "module."
+    if all(key.startswith(prefix) for key in content):
+        return {key[len(prefix) :]: value for key, value in content.items()}
+    return dict(content)
