@@ -1,0 +1,258 @@
+"""Many cases: whole folders, nnU-Net's cross-validation, in parallel, and one bad file does not cost the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, pair_folders
+from nnunet_ext.evaluation.labels import (
+    Labels,
+    Target,
+    find_dataset_json,
+    labels_from_dataset_json,
+    labels_from_values,
+)
+from nnunet_ext.files import read_json
+
+# A worker needs about a second to import what it needs; below this much work it is not worth starting one.
+_WORTH_WORKERS_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be evaluated, and why."""
+
+    pair: Pair
+    message: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of many cases.
+
+    Attributes:
+        labels: what was evaluated.
+        cases: results, ordered by fold and name.
+        failures: cases left out because a file is unusable.
+        notes: what the reader must know, e.g. folds that are not finished.
+        nsd_tolerance_mm: tolerance of NSD.
+    """
+
+    labels: Labels
+    cases: tuple[CaseResult, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+    nsd_tolerance_mm: float
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Cases without a prediction, counted as empty predictions."""
+        return tuple(result.pair.case for result in self.cases if result.pair.prediction is None)
+
+
+def evaluate_folder(
+    reference_folder: str | os.PathLike[str],
+    prediction_folder: str | os.PathLike[str],
+    labels: Labels | Sequence[Target] | None = None,
+    *,
+    allow_missing: bool = False,
+    nsd_tolerance_mm: float = 1.0,
+    processes: int | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate a folder of predictions against a folder of references.
+
+    Args:
+        reference_folder: label maps, e.g. nnU-Net's labelsTr.
+        prediction_folder: label maps with the same names.
+        labels: what to evaluate: label values or tuples of values (regions), or `Labels`; by default those of the
+            dataset.json that belongs to the folders (`find_dataset_json`).
+        allow_missing: count references without prediction as empty predictions instead of refusing.
+        nsd_tolerance_mm: tolerance of NSD.
+        processes: at most so many worker processes; by default the CPUs this process may use. Small jobs stay in
+            this process.
+        progress: show a bar on stderr for work longer than two seconds.
+
+    Raises:
+        UserError: nothing can be evaluated: no labels known, no files, other case sets, or every case failed.
+
+    Example:
+        >>> result = evaluate_folder("labelsTs", "predictions", [1, 2])      # doctest: +SKIP
+        >>> worst = min(result.cases, key=lambda case: case.foreground_dice)  # doctest: +SKIP
+    """
+    labels = _resolve_labels(labels, Path(reference_folder), Path(prediction_folder))
+    pairs = pair_folders(
+        reference_folder, prediction_folder, file_ending=labels.file_ending, allow_missing=allow_missing
+    )
+    return _evaluate(pairs, labels, (), nsd_tolerance_mm, processes, progress)
+
+
+def evaluate_folds(
+    result_folder: str | os.PathLike[str],
+    reference_folder: str | os.PathLike[str] | None = None,
+    labels: Labels | Sequence[Target] | None = None,
+    *,
+    allow_missing: bool = False,
+    nsd_tolerance_mm: float = 1.0,
+    processes: int | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Pool `fold_k/validation` of an nnU-Net result folder: every case once, by the model that never saw it.
+
+    The cases each fold must hold are those of `splits_final.json` beside the reference folder. Without that file the
+    predictions that are there are taken, and a note says so.
+
+    Args:
+        result_folder: e.g. nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres.
+        reference_folder: by default nnUNet_preprocessed/DATASET/gt_segmentations.
+        labels, allow_missing, nsd_tolerance_mm, processes, progress: as for `evaluate_folder`.
+
+    Raises:
+        UserError: as for `evaluate_folder`; no finished fold; a case in two folds.
+    """
+    folder = Path(result_folder).resolve()
+    references = Path(reference_folder) if reference_folder is not None else _gt_segmentations(folder)
+    folds = {int(p.name[5:]): p for p in folder.glob("fold_*") if re.fullmatch(r"fold_\d+", p.name)}
+    finished = {fold: path / "validation" for fold, path in sorted(folds.items()) if (path / "validation").is_dir()}
+    if not finished:
+        raise UserError(f"{folder} has no fold_*/validation folder; give the folder above fold_0, after its training")
+    notes = [f"fold {k} has no validation folder and is left out" for k in sorted(set(folds) - set(finished))]
+    splits_file = references.resolve().parent / "splits_final.json"
+    splits = read_json(splits_file) if splits_file.is_file() else None
+    if splits is None:
+        notes.append(f"no {splits_file}: cases without a prediction cannot be noticed")
+    labels = _resolve_labels(labels, references, folder)
+    pairs: list[Pair] = []
+    for fold, validation in finished.items():
+        expected = splits[fold]["val"] if splits is not None and fold < len(splits) else None
+        if expected is None:
+            expected = [p.name[: -len(e)] for e in [labels.file_ending or ".nii.gz"] for p in validation.glob("*" + e)]
+        pairs += pair_folders(
+            references,
+            validation,
+            file_ending=labels.file_ending,
+            expected_cases=expected,
+            allow_missing=allow_missing,
+            fold=fold,
+        )
+    owner: dict[str, int | None] = {}
+    for pair in pairs:
+        if pair.case in owner:
+            raise UserError(f"case {pair.case} is in folds {owner[pair.case]} and {pair.fold} of {folder}; keep one")
+        owner[pair.case] = pair.fold
+    return _evaluate(pairs, labels, tuple(notes), nsd_tolerance_mm, processes, progress)
+
+
+def _gt_segmentations(result_folder: Path) -> Path:
+    root = os.environ.get("nnUNet_preprocessed")
+    dataset = result_folder.parent.name
+    if not root:
+        raise UserError(
+            f"where the references of {dataset} are is unknown; set nnUNet_preprocessed or name the folder with -r"
+        )
+    return Path(root) / dataset / "gt_segmentations"
+
+
+def _resolve_labels(labels: Labels | Sequence[Target] | None, reference: Path, prediction: Path) -> Labels:
+    if isinstance(labels, Labels):
+        return labels
+    if labels is not None:
+        return labels_from_values(labels)
+    found = find_dataset_json(reference, prediction)
+    if found is None:
+        raise UserError(
+            f"which labels to evaluate is unknown: no dataset.json in or above {prediction} or {reference}; "
+            "name one with --dataset-json or give the labels with --labels 1 2 3"
+        )
+    return labels_from_dataset_json(found)
+
+
+def _evaluate(
+    pairs: list[Pair],
+    labels: Labels,
+    notes: tuple[str, ...],
+    nsd_tolerance_mm: float,
+    processes: int | None,
+    progress: bool,
+) -> Evaluation:
+    if processes is not None and processes < 1:
+        raise UserError(f"{processes} processes cannot work; give 1 or more")
+    if not nsd_tolerance_mm >= 0:
+        raise UserError(f"NSD tolerance {nsd_tolerance_mm} mm is no distance; give 0 or more")
+    outcomes = list(
+        tqdm(
+            _outcomes(pairs, labels, nsd_tolerance_mm, processes or len(os.sched_getaffinity(0))),
+            total=len(pairs),
+            desc="evaluate",
+            unit="case",
+            delay=2,
+            disable=not progress,
+        )
+    )
+    order = {(pair.fold, pair.case): i for i, pair in enumerate(pairs)}
+    outcomes.sort(key=lambda outcome: order[outcome.pair.fold, outcome.pair.case])
+    failures = tuple(o for o in outcomes if isinstance(o, Failure))
+    cases = tuple(o for o in outcomes if isinstance(o, CaseResult))
+    if not cases:
+        raise UserError(f"none of the {len(pairs)} case(s) could be evaluated; the first: {failures[0].message}")
+    return Evaluation(labels, cases, failures, notes, nsd_tolerance_mm)
+
+
+def _outcomes(
+    pairs: list[Pair], labels: Labels, nsd_tolerance_mm: float, processes: int
+) -> Iterator[CaseResult | Failure]:
+    """Results as they come, largest files first so that no worker is left alone with the longest case."""
+    sizes = {id(pair): pair.reference.stat().st_size for pair in pairs}
+    queue = sorted(pairs, key=lambda pair: -sizes[id(pair)])
+    start = time.perf_counter()
+    yield _outcome(queue[0], labels, nsd_tolerance_mm)
+    # File size stands for work: the first case tells how long the others will take.
+    seconds_per_byte = (time.perf_counter() - start) / max(sizes[id(queue[0])], 1)
+    queue = queue[1:]
+    if processes == 1 or seconds_per_byte * sum(sizes[id(pair)] for pair in queue) < _WORTH_WORKERS_SECONDS:
+        for pair in queue:
+            yield _outcome(pair, labels, nsd_tolerance_mm)
+        return
+    # Spawned, because a fork of a process that has loaded torch or ITK may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(queue)), mp_context=context)
+    try:
+        tasks = {pool.submit(_outcome, pair, labels, nsd_tolerance_mm): pair for pair in queue}
+        for task in as_completed(tasks):
+            try:
+                yield task.result()
+            except BrokenProcessPool:
+                yield Failure(
+                    tasks[task],
+                    f"{tasks[task].reference}: a worker process was killed, perhaps for lack of memory; "
+                    "use fewer processes (-n)",
+                )
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float) -> CaseResult | Failure:
+    try:
+        return evaluate_case(
+            pair.reference,
+            pair.prediction,
+            labels,
+            case=pair.case,
+            fold=pair.fold,
+            nsd_tolerance_mm=nsd_tolerance_mm,
+        )
+    except UserError as error:
+        return Failure(pair, str(error))
+    except Exception as error:  # a strange file must not cost the other cases
+        return Failure(pair, f"{pair.reference} against {pair.prediction}: {type(error).__name__}: {error}")

@@ -1,0 +1,165 @@
+"""Reading label maps so that nothing is guessed: whole files, whole numbers, and where each voxel lies.
+
+NIfTI is read with nibabel's header and our own decompression, because SimpleITK returns a truncated .nii.gz with the
+missing part silently set to 0. Other formats go through SimpleITK.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_ext.errors import UserError
+
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff", ".bmp")
+# Two headers mean the same grid when no entry of their affines (mm) differs by more.
+GEOMETRY_TOLERANCE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One label map.
+
+    Attributes:
+        path: the file it came from.
+        array: integers, axes (z, y, x) or (y, x), as SimpleITK and nnU-Net order them.
+        spacing_mm: voxel size per axis of `array`.
+        affines: 4 x 4 maps from voxel (x, y, z) to patient coordinates (RAS, mm). NIfTI may carry two, sform first.
+    """
+
+    path: Path
+    array: np.ndarray
+    spacing_mm: tuple[float, ...]
+    affines: tuple[np.ndarray, ...]
+
+
+def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
+    """Read a label map from NIfTI or any format of SimpleITK.
+
+    Raises:
+        UserError: the file is missing, damaged, cut short, has channels or a time axis, or holds values that are not
+            whole numbers.
+    """
+    path = Path(path)
+    array, affines = _read_nifti(path) if path.name.endswith((".nii", ".nii.gz")) else _read_simpleitk(path)
+    spacing = np.linalg.norm(affines[0][:3, :3], axis=0)[: array.ndim][::-1]
+    if not (np.all(np.isfinite(spacing)) and np.all(spacing > 0)):
+        raise UserError(f"{path} has voxel size {spacing.tolist()} mm (z, y, x); expected positive numbers")
+    return LabelMap(path, _whole_numbers(path, array), tuple(spacing.tolist()), affines)
+
+
+def check_same_grid(reference: LabelMap, prediction: LabelMap) -> None:
+    """Both maps have the same shape, spacing, origin and direction.
+
+    Raises:
+        UserError: they do not; the message names the prediction, the first difference and both values.
+    """
+    if reference.array.shape != prediction.array.shape:
+        difference = f"shape {prediction.array.shape}, but the reference has {reference.array.shape} (z, y, x)"
+    else:
+        for ours in prediction.affines:
+            for theirs in reference.affines:
+                if np.abs(ours - theirs).max() <= GEOMETRY_TOLERANCE_MM:
+                    return
+        difference = _difference(reference.affines[0], prediction.affines[0])
+    raise UserError(
+        f"{prediction.path} has {difference} in {reference.path}; resample the prediction onto the reference's grid "
+        "or repair its header"
+    )
+
+
+def _difference(reference: np.ndarray, prediction: np.ndarray) -> str:
+    def describe(affine: np.ndarray) -> dict[str, np.ndarray]:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        return {"spacing": spacing, "origin": affine[:3, 3], "direction": affine[:3, :3] / spacing}
+
+    ours, theirs = describe(prediction), describe(reference)
+    tolerances = {"spacing": GEOMETRY_TOLERANCE_MM, "origin": GEOMETRY_TOLERANCE_MM, "direction": 0.0}
+    name = next(n for n, tolerance in tolerances.items() if np.abs(ours[n] - theirs[n]).max() > tolerance)
+    a, b = (np.array2string(v[name].ravel(), precision=5, separator=", ", suppress_small=True) for v in (ours, theirs))
+    return f"{name} {a.replace(chr(10), '')}, but the reference has {b.replace(chr(10), '')} (x, y, z; RAS)"
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    from nibabel import Nifti1Image, Nifti2Image
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = _gunzip(data)
+        kind = Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
+        image = kind.from_bytes(data)
+        # The proxy knows type, offset and scaling; asking it for the data would copy them once more.
+        proxy: Any = image.dataobj
+        array: np.ndarray = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (EOFError, zlib.error, TypeError, ValueError, ImageFileError, HeaderDataError) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}); restore it or create it again") from None
+    if (proxy.slope, proxy.inter) != (1, 0):
+        array = array * proxy.slope + proxy.inter
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3):
+        raise UserError(f"{path} has shape {array.shape}; expected one 2D or 3D label map without time or channels")
+    forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    return array.T, tuple(forms) or (image.affine,)
+
+
+def _gunzip(data: bytes) -> bytes:
+    """All members of a gzip file, checksums included."""
+    parts = []
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        parts.append(member.decompress(data))
+        if not member.eof:
+            raise EOFError("the compressed data end too early")
+        data = member.unused_data.lstrip(b"\0")  # some writers pad
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    import SimpleITK as sitk
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} is damaged or no image ({reason}); restore it or create it again") from None
+    ndim = image.GetDimension()
+    if image.GetNumberOfComponentsPerPixel() > 1 or ndim > 3:
+        raise UserError(f"{path} has colours, channels or a time axis; expected one label value per voxel")
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(ndim, ndim)
+    affine[:ndim, :ndim] = direction * np.array(image.GetSpacing())
+    affine[:ndim, 3] = image.GetOrigin()
+    # ITK's world is LPS, NIfTI's RAS.
+    return sitk.GetArrayFromImage(image), (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine,)
+
+
+def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
+    """`array` as integers of native byte order; exact, or refused."""
+    if array.dtype.kind == "f":
+        # Some tools store label maps as floats; that loses nothing as long as every value is whole.
+        bad = ~np.isfinite(array) | (array != np.rint(array))
+        if bad.any():
+            raise UserError(
+                f"{path} holds the value {array[bad].flat[0]}; a label map has whole numbers "
+                "(was it resampled with linear interpolation, or is it a probability map?)"
+            )
+        largest = float(np.abs(array).max(initial=0))
+        return array.astype(np.int16 if largest < 2**15 else np.int64)
+    if array.dtype.kind not in "iub":
+        raise UserError(f"{path} has voxels of type {array.dtype}; a label map has whole numbers")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
