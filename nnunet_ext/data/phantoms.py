@@ -13,8 +13,6 @@ z to the head. Lengths are millimetres.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, zoom
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import write_json
+from nnunet_ext.files import atomic_folder, write_json
 
 LABELS = {"background": 0, "liver": 1, "vessel": 2, "kidneys": 3, "lesion": 4}
 
@@ -87,14 +85,7 @@ def make_dataset(folder: str | os.PathLike[str], num_training: int, num_test: in
         UserError: the folder exists already or cannot be written.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder or remove it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose a folder you may write to") from None
-    try:
+    with atomic_folder(folder) as unfinished:
         for split in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             (unfinished / split).mkdir()
         for index in range(num_training + num_test):
@@ -113,12 +104,6 @@ def make_dataset(folder: str | os.PathLike[str], num_training: int, num_test: in
             "seed": seed,
         }
         write_json(unfinished / "dataset.json", description)
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        unfinished.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose a folder you may write to") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -247,4 +232,7 @@ def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:
     image.SetSpacing(phantom.spacing_mm[::-1])
     image.SetOrigin(phantom.origin_mm)
     image.SetDirection(phantom.direction)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError:
+        raise UserError(f"cannot write {path}; is the disk full?") from None
