@@ -7,3 +7,14 @@ class UserError(Exception):
     The message is one line that names the file or value, what was expected and what to do. The command line
     prints it without a traceback and exits with status 1; library callers catch it like any exception.
     """
+
+
+class TrainingError(UserError, SystemExit):
+    """A `UserError` raised inside nnU-Net's own commands, which catch nothing.
+
+    Being a `SystemExit`, it ends `nnUNetv2_train` with its one line on stderr and status 1 instead of a traceback.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.code = f"nnunet_ext: {message}"

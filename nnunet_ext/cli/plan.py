@@ -1,0 +1,72 @@
+"""Write plans that name one of our networks at a chosen size.
+
+The plans are derived from nnU-Net's own for the same data set: spacing, normalisation and folders stay, so data that
+are preprocessed already are used as they are.
+
+example:
+  nnunet_ext plan -d 4 --model segmamba --size tiny
+  nnUNetv2_train 4 3d_fullres 0 -p nnUNetPlansSegMambaTiny -tr nnUNetTrainerSegMamba
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
+    parser.add_argument("--model", required=True, choices=sorted(NETWORKS), help="which network")
+    every_size = sorted({size for presets in PRESETS.values() for size in presets})
+    parser.add_argument("--size", default="base", choices=every_size, help="preset; base is the published network")
+    parser.add_argument("-c", "--configurations", nargs="+", metavar="NAME", help="such as 3d_fullres (default: all)")
+    parser.add_argument("-p", "--base-plans", default="nnUNetPlans", help="existing plans to derive from (%(default)s)")
+    parser.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="voxels per axis, in the plan's order")
+    parser.add_argument("--batch-size", type=_at_least_one, metavar="N", help="samples per training step")
+    parser.add_argument("-o", "--plans-name", help="name of the new plans (default: base plans + model + size)")
+    parser.add_argument("--json", action="store_true", help="print what was planned as JSON on stdout")
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from nnunet_ext.plans.write import write_plans
+
+    path, planned = write_plans(
+        arguments.dataset,
+        arguments.model,
+        arguments.size,
+        base_plans=arguments.base_plans,
+        configurations=arguments.configurations,
+        patch_size=arguments.patch_size,
+        batch_size=arguments.batch_size,
+        plans_name=arguments.plans_name,
+    )
+    if arguments.json:
+        print(json.dumps({"plans": str(path), "configurations": [vars(p) for p in planned]}, indent=2))
+    print(f"{path}\n", file=sys.stderr)
+    heading = ("configuration", "patch", "batch", "parameters", "preprocessed")
+    rows = [
+        (
+            p.configuration,
+            "x".join(map(str, p.patch_size)),
+            str(p.batch_size),
+            f"{p.parameters / 1e6:.2f} M",
+            "yes, reused" if p.preprocessed else "no",
+        )
+        for p in planned
+    ]
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    for row in [heading, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=sys.stderr)
+    trainer = f"nnUNetTrainer{TITLES[arguments.model]}"
+    example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
+    print(f"\nnext: {example}", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""From raw data to plans.json: presets per network and the plans that name them."""

@@ -1,0 +1,56 @@
+"""A network's keyword arguments for one configuration of the plans.
+
+Plans that name one of our networks carry its arguments; under any other plans a network has its published sizes and
+takes from the configuration what depends on the patch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from nnunet_ext.errors import TrainingError
+from nnunet_ext.plans.presets import NETWORKS, PRESETS
+
+
+def network_arguments(model: str, configuration: ConfigurationManager) -> dict[str, Any]:
+    """Keyword arguments of `model` (a key of `NETWORKS`) for this configuration.
+
+    Raises:
+        TrainingError: the plans name another of our networks.
+    """
+    named = configuration.network_arch_class_name
+    if named == NETWORKS[model]:
+        return dict(configuration.network_arch_init_kwargs)
+    if named in NETWORKS.values():
+        raise TrainingError(f"these plans are for {named}, not for {NETWORKS[model]}; choose other plans with -p")
+    return arguments_for_patch(model, "base", configuration.patch_size, configuration.pool_op_kernel_sizes)
+
+
+def arguments_for_patch(
+    model: str, size: str, patch_size: list[int], pool_op_kernel_sizes: list[list[int]]
+) -> dict[str, Any]:
+    """The preset `size` of `model`, completed with what follows from the patch.
+
+    Args:
+        model: a key of `NETWORKS`.
+        size: a key of `PRESETS[model]`.
+        patch_size: voxels per axis.
+        pool_op_kernel_sizes: nnU-Net's strides for this patch, the first of them 1 on every axis.
+    """
+    return {**PRESETS[model][size], **_FROM_PATCH[model](patch_size, pool_op_kernel_sizes)}
+
+
+def _segmamba(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
+    """nnU-Net's first four downsamplings, which spare the coarse axis of anisotropic data.
+
+    At an isotropic patch these are the published strides, 2 on every axis of every stage. Small patches that
+    nnU-Net pools less than four times keep their grid in the last stages.
+    """
+    strides = [list(stride) for stride in pool_op_kernel_sizes if any(s > 1 for s in stride)][:4]
+    strides += [[1] * len(patch_size)] * (4 - len(strides))
+    return {"strides": strides}
+
+
+_FROM_PATCH = {"segmamba": _segmamba}

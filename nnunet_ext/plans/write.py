@@ -1,0 +1,168 @@
+"""Write plans that name one of our networks, reusing data that are preprocessed already."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import read_json, write_json
+from nnunet_ext.plans.network import arguments_for_patch
+from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One configuration of the plans just written."""
+
+    configuration: str
+    patch_size: tuple[int, ...]
+    batch_size: int
+    arguments: dict[str, Any]
+    parameters: int
+    preprocessed: bool
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """Folder of a data set, given by name or number, under nnUNet_preprocessed.
+
+    Raises:
+        UserError: nnUNet_preprocessed is not set, or holds no such data set, or more than one.
+    """
+    base = os.environ.get("nnUNet_preprocessed")
+    if not base:
+        raise UserError("nnUNet_preprocessed is not set; export it as nnU-Net's documentation says")
+    pattern = (
+        dataset if dataset.startswith("Dataset") else f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else ""
+    )
+    if not pattern:
+        raise UserError(f"-d {dataset} must be a number such as 4 or a name such as Dataset004_Hippocampus")
+    found = sorted(path for path in Path(base).glob(pattern) if path.is_dir())
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(
+            f"expected one folder {pattern} in {base}, found {names}; "
+            f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
+        )
+    return found[0]
+
+
+def write_plans(
+    dataset: str,
+    model: str,
+    size: str,
+    *,
+    base_plans: str = "nnUNetPlans",
+    configurations: Sequence[str] | None = None,
+    patch_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    plans_name: str | None = None,
+) -> tuple[Path, list[Planned]]:
+    """Derive plans for `model` from nnU-Net's plans of the same data set.
+
+    Spacing, normalisation and preprocessed folders stay those of `base_plans`, so nothing is preprocessed again.
+
+    Args:
+        dataset: name or number.
+        model: a key of `NETWORKS`.
+        size: a key of `PRESETS[model]`.
+        base_plans: name of existing plans.
+        configurations: which to keep; None keeps all that the network has a form for.
+        patch_size: voxels per axis in the plan's axis order, for all kept configurations of that many axes.
+        batch_size: samples per step, for all kept configurations.
+        plans_name: None makes `base_plans` + model + size.
+
+    Returns:
+        The file written, and what it plans.
+
+    Raises:
+        UserError: base plans missing, unknown configuration, or a patch that does not fit.
+    """
+    folder = preprocessed_folder(dataset)
+    source = folder / f"{base_plans}.json"
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
+    plans = copy.deepcopy(read_json(source))
+    own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
+    chosen = list(own) if configurations is None else list(configurations)
+    unknown = [name for name in chosen if name not in own]
+    if unknown:
+        raise UserError(f"-c {unknown[0]} is not in {source.name}, which has {', '.join(own)}")
+    name = plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}"
+    if "__" in name:
+        raise UserError(f"plans name {name!r} may not contain '__', which nnU-Net uses to split folder names")
+    plans["plans_name"] = name
+
+    planned = []
+    for configuration_name in chosen:
+        configuration = own[configuration_name]
+        if patch_size is not None:
+            _set_patch(configuration, patch_size, configuration_name)
+        if batch_size is not None:
+            configuration["batch_size"] = batch_size
+        strides = configuration["architecture"]["arch_kwargs"]["strides"]
+        arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
+        configuration["architecture"] = {
+            "network_class_name": NETWORKS[model],
+            "arch_kwargs": arguments,
+            "_kw_requires_import": [],
+        }
+        planned.append(
+            Planned(
+                configuration_name,
+                tuple(configuration["patch_size"]),
+                configuration["batch_size"],
+                arguments,
+                _count_parameters(model, arguments, folder),
+                (folder / configuration["data_identifier"]).is_dir(),
+            )
+        )
+    # A configuration that still names nnU-Net's network would be trained with sizes nobody planned.
+    kept = set(chosen)
+    plans["configurations"] = {
+        key: value
+        for key, value in plans["configurations"].items()
+        if key in kept or value.get("inherits_from") in kept
+    }
+    path = folder / f"{name}.json"
+    write_json(path, plans)
+    return path, planned
+
+
+def _set_patch(configuration: dict[str, Any], patch_size: Sequence[int], name: str) -> None:
+    """Take another patch, and the strides nnU-Net would choose for it."""
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    if len(patch_size) != len(configuration["patch_size"]):
+        raise UserError(
+            f"--patch-size {' '.join(map(str, patch_size))} has {len(patch_size)} axes, but {name} has "
+            f"{len(configuration['patch_size'])}; choose configurations with -c"
+        )
+    if min(patch_size) < 4:
+        raise UserError(f"--patch-size {' '.join(map(str, patch_size))} must be at least 4 on every axis")
+    _, strides, _, _, _ = get_pool_and_conv_props(configuration["spacing"], list(patch_size), 4, 999999)
+    configuration["patch_size"] = list(patch_size)
+    configuration["architecture"]["arch_kwargs"]["strides"] = [[int(s) for s in stride] for stride in strides]
+
+
+def _count_parameters(model: str, arguments: dict[str, Any], folder: Path) -> int:
+    """Parameters of the network for this data set's channels and labels, without allocating them."""
+    import pydoc
+
+    import torch
+
+    dataset = read_json(folder / "dataset.json")
+    channels = len(dataset.get("channel_names") or dataset["modality"])
+    outputs = len([label for label in dataset["labels"] if label != "ignore"])
+    with torch.device("meta"):
+        network = pydoc.locate(NETWORKS[model])(channels, outputs, **arguments)  # type: ignore[operator]
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def sizes(model: str) -> list[str]:
+    """Names of the presets of a model, smallest first."""
+    return list(PRESETS[model])

@@ -1,0 +1,380 @@
+"""What all trainers of this package share: settings, safe checkpoints, signals, a guard against NaN, records.
+
+Nothing here knows a network. A trainer adds `build_network_architecture` and, where its training differs, overrides
+the same methods of `nnUNetTrainer` it would override without this class.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from nnunet_ext.errors import TrainingError, UserError
+from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.trainers.run_record import available_cores, describe_hardware, describe_software, peak_memory_bytes
+from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
+
+# The exit status that says: everything is saved, submit me again with --c.
+EXIT_RESUBMIT = 85
+LATEST, PREVIOUS, BEST = "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
+# Without NNUNET_EXT_CHECKPOINT_EVERY, checkpoint_latest is written after the first epoch end this long after the last.
+CHECKPOINT_SECONDS = 600
+
+
+class SharedTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with settings from the environment, atomic checkpoints, signals and a NaN guard.
+
+    * Settings: see `nnunet_ext.trainers.settings`.
+    * Checkpoints are written to a temporary name and renamed; `checkpoint_latest` at every epoch end, but not more
+      often than every ten minutes unless NNUNET_EXT_CHECKPOINT_EVERY says so. The one before is kept, and used with
+      one line of warning when the latest cannot be read.
+    * SIGUSR1 finishes the epoch, SIGTERM stops at the next batch; both save and exit with status 85. In distributed
+      training both finish the epoch.
+    * A loss that is not finite stops the run; no checkpoint is overwritten.
+    """
+
+    # nnU-Net declares none of its attributes' types.
+    network: Any
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+
+    # Networks with a custom kernel or a Python loop inside gain nothing from torch.compile and may break it.
+    compiles = False
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        settings = TrainingSettings.from_environment()
+        if nnUNet_results.is_set():
+            _check_writable(str(nnUNet_results))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings = settings
+        self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
+        if self.precision != "fp16":
+            self.grad_scaler = None  # only fp16 underflows
+        self.num_epochs = settings.epochs or self.num_epochs
+        self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
+        self._last_checkpoint_time = time.monotonic()
+        self._stop: str | None = None  # None, "epoch" or "batch"
+        self._record: dict[str, Any] = {}
+
+    # Network ---------------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        if self.device.type == "cpu":
+            # nnU-Net takes every core of the node; a job owns only its allocation.
+            asked = os.environ.get("OMP_NUM_THREADS", "")
+            torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
+        super().initialize()
+        if self.local_rank == 0:
+            self._add_tensorboard()
+
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of distributed training and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        self.bare_network().deep_supervision = enabled and self.enable_deep_supervision
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        # The network knows its own strides; the plans' pooling belongs to nnU-Net's U-Net.
+        return self.bare_network().deep_supervision_scales if self.enable_deep_supervision else None
+
+    def _do_i_compile(self) -> bool:
+        return super()._do_i_compile() and (self.compiles or "nnUNet_compile" in os.environ)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot needs a package that is not installed and prints an error on every run."""
+
+    # One step --------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager:
+        """The context in which the network and the loss run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def train_step(self, batch: dict) -> dict:
+        data, target = self._to_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = self.loss(self.network(data), target)
+        self.step(loss, batch)
+        return {"loss": loss.detach().float().cpu().numpy()}
+
+    def step(self, loss: torch.Tensor, batch: dict, max_norm: float = 12.0) -> None:
+        """Check the loss, run backward, clip the gradients as nnU-Net does, and update the weights."""
+        if not torch.isfinite(loss):
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            self.fail(
+                f"the loss is {loss.item()} in epoch {self.current_epoch} at learning rate {learning_rate:.3g}, "
+                f"precision {self.precision}, cases {', '.join(map(str, batch['keys']))}; the last good checkpoint in "
+                f"{self.output_folder} is kept. Look at these cases, or train with NNUNET_EXT_PRECISION=bf16 or fp32"
+            )
+        if self.grad_scaler is None:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        if self._stop == "batch" and not self.is_ddp:
+            # The epoch is not over: it is run again from these weights.
+            self.current_epoch -= 1
+            self.save_checkpoint(os.path.join(self.output_folder, LATEST))
+            self._exit_for_resubmission("stopped within the epoch")
+
+    def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | list[torch.Tensor]]:
+        target = batch["target"]
+        move = {"device": self.device, "non_blocking": True}
+        moved = [t.to(**move) for t in target] if isinstance(target, list) else target.to(**move)
+        return batch["data"].to(**move), moved
+
+    def validation_step(self, batch: dict) -> dict:
+        if self.precision == "fp16":
+            return super().validation_step(batch)
+        # nnU-Net's step casts to fp16 on CUDA; within it, the network runs in the precision of this run.
+        network = self.network
+
+        def in_own_precision(data: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                return network(data)
+
+        self.network = in_own_precision
+        try:
+            return super().validation_step(batch)
+        finally:
+            self.network = network
+
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def do_split(self):
+        splits = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        if self.fold != "all" and not splits.is_file():
+            cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+            if len(cases) < 5:
+                self.fail(
+                    f"{self.plans_manager.dataset_name} has {len(cases)} cases and nnU-Net's five folds need at least "
+                    f"5; train with fold 'all', or write your own folds into {splits}"
+                )
+        return super().do_split()
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with atomic_path(filename) as temporary:
+            super().save_checkpoint(str(temporary))
+            if Path(filename).name == LATEST and Path(filename).exists():
+                _keep(Path(filename), Path(filename).with_name(PREVIOUS))
+        if Path(filename).name == LATEST:
+            self._last_checkpoint_time = time.monotonic()
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        path = Path(filename_or_checkpoint)
+        problem = _why_unreadable(path)
+        if problem is None:
+            super().load_checkpoint(str(path))
+            return
+        earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []
+        for candidate in earlier:
+            if _why_unreadable(candidate) is None:
+                self.print_to_log_file(f"WARNING: {path} is damaged ({problem}); continuing from {candidate.name}")
+                super().load_checkpoint(str(candidate))
+                return
+        self.fail(f"{path} is damaged ({problem}) and there is no earlier checkpoint; delete it and train again")
+
+    # Epochs ----------------------------------------------------------------------------------------------------
+
+    def run_training(self) -> None:
+        with _handlers(self._on_signal):
+            super().run_training()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        def leave(number: int) -> None:
+            # Training is over and saved; --c runs the validation again.
+            raise SystemExit(EXIT_RESUBMIT)
+
+        with _handlers(leave):
+            super().perform_actual_validation(save_probabilities)
+
+    def _on_signal(self, number: int) -> None:
+        self._stop = "batch" if number == signal.SIGTERM else "epoch"
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.print_to_log_file(
+            f"nnunet_ext: {self.num_epochs} epochs x {self.num_iterations_per_epoch} iterations, "
+            f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}"
+        )
+        parameters = sum(p.numel() for p in self.network.parameters())
+        self._record = {
+            "trainer": type(self).__name__,
+            "plans": self.plans_manager.plans_name,
+            "configuration": self.configuration_name,
+            "fold": self.fold,
+            "settings": {
+                **asdict(self.settings),
+                "epochs": self.num_epochs,
+                "iterations": self.num_iterations_per_epoch,
+                "val_iterations": self.num_val_iterations_per_epoch,
+                "precision": self.precision,
+                "batch_size": self.configuration_manager.batch_size,
+                "patch_size": list(self.configuration_manager.patch_size),
+            },
+            "parameters": parameters,
+            "software": describe_software(),
+            "hardware": describe_hardware(self.device),
+        }
+        self._write_record()
+
+    def on_epoch_end(self) -> None:
+        self._agree_to_stop()
+        every = self.settings.checkpoint_every
+        if every is None:
+            due = time.monotonic() - self._last_checkpoint_time >= CHECKPOINT_SECONDS
+        else:
+            due = (self.current_epoch + 1) % every == 0
+        # nnU-Net writes checkpoint_latest itself when the epoch is divisible by `save_every`.
+        self.save_every = 1 if due or self._stop else self.num_epochs + 1
+        super().on_epoch_end()
+        self._write_record()
+        if self._stop and self.current_epoch < self.num_epochs:
+            self._exit_for_resubmission("epoch finished")
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.local_rank == 0:
+            Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
+        if self._stop:
+            self._exit_for_resubmission("training finished, validation not begun")
+
+    def _agree_to_stop(self) -> None:
+        """In distributed training a signal may reach one rank only; all must leave after the same epoch."""
+        if self.is_ddp:
+            flag = torch.tensor(int(self._stop is not None), device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            self._stop = "epoch" if flag.item() else None
+
+    def _exit_for_resubmission(self, why: str) -> None:
+        self.print_to_log_file(f"signal received, {why}; saved, exit status {EXIT_RESUBMIT}: continue with --c")
+        raise SystemExit(EXIT_RESUBMIT)
+
+    def fail(self, message: str) -> None:
+        """Put one line into the log and end the command with it.
+
+        Raises:
+            TrainingError: always.
+        """
+        self.print_to_log_file(f"ERROR: {message}", also_print_to_console=False)
+        raise TrainingError(message)
+
+    # Records ---------------------------------------------------------------------------------------------------
+
+    def _write_record(self) -> None:
+        if self.local_rank == 0:
+            starts = self.logger.get_value("epoch_start_timestamps", step=None)
+            ends = self.logger.get_value("epoch_end_timestamps", step=None)
+            self._record["epoch_seconds"] = [round(end - start, 3) for start, end in zip(starts, ends, strict=False)]
+            self._record["peak_memory_bytes"] = peak_memory_bytes(self.device)
+            write_json(os.path.join(self.output_folder, "run.json"), self._record)
+
+    def _add_tensorboard(self) -> None:
+        from nnunet_ext.trainers.tensorboard import TensorBoardLogger
+
+        labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
+        # nnU-Net's pseudo Dice lists regions as in dataset.json and labels by value.
+        names = list(labels) if self.label_manager.has_regions else sorted(labels, key=lambda name: labels[name])
+        try:
+            logger = TensorBoardLogger(os.path.join(self.output_folder, "tensorboard"), names)
+        except ImportError:
+            return  # the extra is not installed
+        self.logger.loggers.append(logger)
+
+
+class _handlers:
+    """Install a handler for SIGUSR1 and SIGTERM in this process only, and put the old ones back."""
+
+    def __init__(self, act):
+        self._act = act
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        owner = os.getpid()
+
+        def handle(number, frame):
+            if os.getpid() == owner:
+                self._act(number)
+            elif number == signal.SIGTERM:
+                # A forked augmentation worker inherits this handler, and is meant to end.
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, handle)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+
+def _check_writable(folder: str) -> None:
+    probe = Path(folder, ".nnunet_ext_can_write")
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except UserError:
+        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give the file a second name, without a moment in which either name is missing."""
+    link = kept.with_name(f".writing-{os.getpid()}-{kept.name}")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # file systems without hard links
+        shutil.copyfile(path, link)
+    os.replace(link, kept)
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """None if the file is a whole checkpoint. Reads its index only: a truncated archive has none."""
+    if not path.is_file():
+        return "it does not exist"
+    try:
+        torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
