@@ -225,4 +225,7 @@ class SegMamba(nn.Module):
 
 def _crop(x: Tensor, grid: torch.Size) -> Tensor:
     """Keep the first voxels of each axis: undo the padding at the end."""
-    return x if x.shape[2:] == grid else x[(..., *(slice(size) for size in grid))].contiguous()
+    if x.shape[2:] == grid:
+        return x
+    kept = (slice(None), slice(None)) + tuple(slice(size) for size in grid)
+    return x[kept].contiguous()
