@@ -48,7 +48,7 @@ def answer(class_name: str, current_module: str | None) -> Any | None:
     try:
         return load(entry)
     except ImportError as error:
-        print(f"nnunet_ext: {error}; `nnunet_ext doctor` may tell more", file=sys.stderr)
+        print(f"nnunet_ext: {error}", file=sys.stderr)
         return None
 
 

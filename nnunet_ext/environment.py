@@ -1,0 +1,14 @@
+"""The environment variables of this project, in one table; `docs/environment.md` explains them at length."""
+
+from __future__ import annotations
+
+VARIABLES = {
+    "NNUNET_EXT_AUTOLOAD": "0 switches the start-up hook off; nnU-Net then finds no class of this project",
+    "NNUNET_EXT_SCAN": "selective-scan backend: auto, mamba_ssm, chunked or reference",
+    "NNUNET_EXT_EPOCHS": "training epochs",
+    "NNUNET_EXT_ITERATIONS": "training batches per epoch",
+    "NNUNET_EXT_VAL_ITERATIONS": "validation batches per epoch",
+    "NNUNET_EXT_PRECISION": "arithmetic of training: fp16, bf16 or fp32",
+    "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
+    "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
+}
