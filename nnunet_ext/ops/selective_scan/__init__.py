@@ -11,6 +11,7 @@ For every batch entry b, channel d, state n and step t
 
 | backend     | what it is                                             | runs on        |
 |-------------|--------------------------------------------------------|----------------|
+| `cpu`       | numba kernels, threads and vector registers            | CPU            |
 | `reference` | the recurrence, step by step: the definition           | everywhere     |
 | `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
 | `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
@@ -33,6 +34,7 @@ ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 # In the order of the automatic choice: the first that runs on the device is taken.
 _BACKENDS = {
     "mamba_ssm": "nnunet_ext.ops.selective_scan.mamba_cuda",
+    "cpu": "nnunet_ext.ops.selective_scan.cpu",
     "chunked": "nnunet_ext.ops.selective_scan.chunked",
     "reference": "nnunet_ext.ops.selective_scan.reference",
 }
