@@ -18,7 +18,7 @@ import numpy as np
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import Labels, Target
-from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box
+from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box, look_up
 
 METRICS = (
     "Dice", "IoU", "HD95", "NSD", "ASSD", "volume_ref_ml", "volume_pred_ml",
@@ -80,7 +80,10 @@ def compare_label_maps(
         table: np.ndarray = np.zeros(len(labels.values), dtype=ref.dtype)
         for number, target in enumerate(group, start=1):
             table[targets[target]] = number
-        found = distances_of_codes(table[flat_ref], table[flat_pred], in_plane, len(group))
+        grouped = (flat_ref, flat_pred)
+        if not np.array_equal(table, np.arange(len(table))):
+            grouped = (look_up(table, flat_ref), look_up(table, flat_pred))
+        found = distances_of_codes(*grouped, in_plane, len(group))
         for target, distances in zip(group, found, strict=True):
             result[target] = {
                 **_overlap(counts, targets[target], voxel_ml),
@@ -145,14 +148,15 @@ def _codes(array: np.ndarray, values: Sequence[int], whose: str) -> np.ndarray:
     smallest, largest = (int(array.min()), int(array.max())) if array.size else (0, 0)
     unknown = smallest if smallest < 0 else largest if largest > limit else None
     if unknown is None:
+        # One code beyond the last stands for unknown values.
         dtype = np.uint8 if len(values) < 256 else np.uint16
         if len(values) == limit + 1:
             return array.astype(dtype)
-        table: np.ndarray = np.full(limit + 1, len(values), dtype=np.uint16)
+        table: np.ndarray = np.full(limit + 1, len(values), dtype=dtype)
         table[list(values)] = np.arange(len(values))
-        codes = table[array]
+        codes = look_up(table, array)
         if not array.size or int(codes.max()) < len(values):
-            return codes.astype(dtype)
+            return codes
         unknown = int(array[codes == len(values)][0])
     raise UserError(f"{whose} holds the value {unknown}; expected only {_ranges(values)}")
 

@@ -72,7 +72,7 @@ def surface_distances(
     beyond = max(labels, default=0) + 1
     code_of: np.ndarray = np.zeros(beyond + 1, dtype=np.uint8 if len(labels) < 256 else np.uint16)
     code_of[list(labels)] = np.arange(1, len(labels) + 1)
-    codes = [code_of[np.clip(m[box], 0, beyond)] for m in (reference, prediction)]
+    codes = [look_up(code_of, m[box]) for m in (reference, prediction)]
     found = distances_of_codes(codes[0], codes[1], spacing_mm, len(labels))
     return dict(zip(labels, found, strict=True))
 
@@ -110,6 +110,16 @@ def foreground_box(*maps: np.ndarray) -> tuple[slice, ...]:
         used = np.flatnonzero(line)
         box.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0))
     return tuple(box)
+
+
+def look_up(table: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """`table[array]` with indices beyond either end clipped to it, in chunks: numpy would make all indices int64."""
+    flat = array.reshape(-1)
+    result: np.ndarray = np.empty(flat.size, dtype=table.dtype)
+    for start in range(0, flat.size, _CHUNK):
+        stop = min(start + _CHUNK, flat.size)
+        table.take(flat[start:stop].astype(np.intp), mode="clip", out=result[start:stop])
+    return result.reshape(array.shape)
 
 
 def distances_of_codes(
@@ -159,8 +169,9 @@ class _Border:
             for step in strides.tolist():
                 differs |= here != padded[start - step : stop - step]
                 differs |= here != padded[start + step : stop + step]
+            differs &= here != 0
             np.multiply(here, differs, out=volume[start:stop])
-            found.append(np.flatnonzero(volume[start:stop]) + start)
+            found.append(np.flatnonzero(differs) + start)
         index = np.concatenate(found) if found else np.zeros(0, dtype=np.intp)
         code = volume[index]
         order = np.argsort(code, kind="stable")  # a radix sort for such small integers
