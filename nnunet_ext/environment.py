@@ -4,7 +4,7 @@ from __future__ import annotations
 
 VARIABLES = {
     "NNUNET_EXT_AUTOLOAD": "0 switches the start-up hook off; nnU-Net then finds no class of this project",
-    "NNUNET_EXT_SCAN": "selective-scan backend: auto, mamba_ssm, chunked or reference",
+    "NNUNET_EXT_SCAN": "selective-scan backend: auto or one of those doctor lists",
     "NNUNET_EXT_EPOCHS": "training epochs",
     "NNUNET_EXT_ITERATIONS": "training batches per epoch",
     "NNUNET_EXT_VAL_ITERATIONS": "validation batches per epoch",

@@ -161,6 +161,14 @@ def test_more_workers_than_cores_is_a_warning(monkeypatch):
     assert machine.memory({"nnUNet_n_proc_DA": "2"})[0].status == "ok"
 
 
+def test_gpus_are_listed_with_their_memory():
+    good = {"name": "Card", "error": None, "free": 8 * machine.GIB, "total": 24 * machine.GIB}
+    taken = {"name": "Card", "error": "RuntimeError: no kernel image"}
+    first, second = machine.gpu({"imports": {"torch": None}, "devices": [good, taken], "cuda_build": "13.0"})
+    assert (first.status, first.value) == ("ok", "Card, 8.0 of 24.0 GiB free")
+    assert second.status == "warning" and "no kernel image" in second.value
+
+
 def test_gpu_that_torch_cannot_use(monkeypatch):
     torch_answer = {"imports": {"torch": None}, "devices": [], "cuda_build": "13.0", "cuda_error": "driver too old"}
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")

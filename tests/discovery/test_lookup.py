@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pickle
 import pkgutil
 import subprocess
@@ -88,8 +89,6 @@ def test_attaching_twice_changes_nothing_and_early_importers_are_served(search, 
 
 def in_fresh_interpreter(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `code` with the hook's folder on the path, the package itself importable, and no site-packages hook."""
-    import os
-
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("NNUNET_EXT_", "nnUNet_"))}
     paths = [str(STARTUP), str(SHIMS.parents[2])]
     code = f"import sys; sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Waiter']\n{code}"
@@ -136,9 +135,14 @@ def test_a_broken_package_costs_one_line_and_leaves_nnunet_alone(tmp_path):
     assert done.stderr == "nnunet_ext: nnU-Net goes on without its classes (RuntimeError: two lines)\n"
 
 
-def test_start_up_files_call_the_same_function():
-    assert (STARTUP / "nnunet_ext.pth").read_text().strip() == INSTALL.strip()
-    assert (STARTUP / "nnunet_ext.start").read_text().strip() == "_nnunet_ext_hook:install"
+def test_both_start_up_files_lead_to_the_hook():
+    assert (STARTUP / "nnunet_ext.pth").read_text() == INSTALL, (
+        "Python runs lines of a .pth file that begin with import"
+    )
+    # What PEP 829 does with a line of a .start file.
+    entry_point = (STARTUP / "nnunet_ext.start").read_text().strip()
+    done = in_fresh_interpreter(f"import pkgutil; pkgutil.resolve_name({entry_point!r})()\n" + WAITERS + IS_ATTACHED)
+    assert (done.stdout.split(), done.stderr) == (["1", "nnunet_ext"], "")
 
 
 def test_every_entry_loads_and_every_trainer_is_an_entry():
