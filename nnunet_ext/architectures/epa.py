@@ -13,13 +13,15 @@ As in the authors' code, which the published weights need:
 The authors retrained Synapse without the scramble when it was reported (github.com/Amshaker/unetr_plus_plus, issue
 62): mean Dice 87.1 instead of 87.2, within the noise of a training, so they left the code as it is.
 
-How it is computed here: nothing but the spatial map ever has both axes of size N and P per head, and that one goes
-through PyTorch's fused attention; norms and channel logits come from one Gram matrix; the values of the channel
-branch are never formed, as its attention is a matrix over channels and multiplies the weights instead.
+How it is computed here: the N x P map of spatial attention is never stored; it goes through PyTorch's fused
+attention, or through `_SpatialAttention` where that has no dropout (CPU). The values of the channel branch are never
+formed: its attention is a matrix over channels and multiplies the weights instead. Norm and temperature multiply the
+projected keys, which are far fewer than the queries.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -92,59 +94,104 @@ class EPA(nn.Module):
             return self._attend(x.to(self.qkvv.weight.dtype))
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, _, dim = x.shape
+        batch, n, dim = x.shape
         w_query, w_key, w_value_channel, w_value_spatial = self.qkvv.weight.view(4, dim, dim)
-        qkv = F.linear(x, torch.cat((w_query, w_key, w_value_spatial)))  # (B, N, 3C)
-        queries_keys, keys_values = qkv[..., : 2 * dim], qkv[..., dim:]
-        # |q_c|^2, |k_c|^2 and q_c . k_c over the tokens, for all channels at once.
-        gram = queries_keys.transpose(1, 2) @ queries_keys  # (B, 2C, 2C)
-        norms = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (B, 2C)
-        query_norm, key_norm = norms[:, None, :dim], norms[:, None, dim:]  # (B, 1, C)
-        cosines = gram[:, :dim, dim:] / (query_norm.transpose(1, 2) * key_norm)  # (B, C, C)
+        query, key, value = F.linear(x, torch.cat((w_query, w_key, w_value_spatial))).split(dim, dim=-1)  # (B, N, C)
+        query_norm, key_norm = _norm(query), _norm(key)  # (B, 1, C)
 
         # Channel attention: A V = A W_v x, so the attention multiplies the weights.
-        attention = self._per_head_blocks(cosines) * self.temperature
-        attention = F.dropout(attention.softmax(-1), self.dropout, self.training)  # (B, h, d, d)
+        cosines = query.transpose(1, 2) @ key / (query_norm.transpose(1, 2) * key_norm)  # (B, C, C)
+        attention = (self._per_head_blocks(cosines) * self.temperature).softmax(-1)  # (B, h, d, d)
+        attention = F.dropout(attention, self.dropout, self.training)
         weight = (attention @ w_value_channel.view(self.num_heads, -1, dim)).view(batch, dim, dim)
         if self.fusion == "concat":
             weight = self.out_proj2.weight @ weight  # (B, C/2, C)
         x_channel = x @ weight.transpose(1, 2)
 
-        # Spatial attention: softmax over P of q . k_proj. Norm and temperature are scalars per channel of the query
-        # and go to the P projected keys, which are far fewer.
-        k_proj, v_proj = self._project(keys_values)  # (B, P, C) each
+        # Spatial attention: softmax over P of q . k_proj.
+        k_proj, v_proj = self._project(key, value)  # (B, P, C) each
         scale = self.temperature2.expand(-1, dim // self.num_heads, 1).reshape(1, 1, dim) / query_norm
-        x_spatial = F.scaled_dot_product_attention(
-            self._heads(qkv[..., :dim]),
-            self._heads(k_proj * scale),
-            self._heads(v_proj),
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=1.0,
-        )  # (B, h, N, d)
-        x_spatial = x_spatial.permute((0, 3, 1, 2) if self.scramble else (0, 2, 1, 3)).reshape(x.shape)
+        x_spatial = spatial_attention(
+            query, k_proj * scale, v_proj, self.num_heads, self.dropout if self.training else 0.0
+        )
+        if self.scramble:
+            x_spatial = x_spatial.view(batch, n, self.num_heads, -1).permute(0, 3, 2, 1).reshape(x.shape)
 
         if self.fusion == "sum":
             return x_channel + x_spatial
         return torch.cat((self.out_proj(x_spatial), x_channel + self.out_proj2.bias), dim=-1)
 
-    def _project(self, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, N, 2C) from N tokens to P."""
-        keys, values = keys_values.chunk(2, dim=-1)
-        if self.projection == "separate":
-            return (self.E.weight @ keys + self.E.bias[:, None], self.F.weight @ values + self.F.bias[:, None])
+    def _project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, C) from N tokens to P."""
         if self.projection == "matrix":
-            projected = self.EF.T @ keys_values
-        else:
-            projected = self.F.weight @ keys_values + self.F.bias[:, None]
-        k_proj, v_proj = projected.chunk(2, dim=-1)
-        return k_proj, v_proj
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, n, C) -> (B, h, n, d), a view."""
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+            return self.EF.T @ key, self.EF.T @ value
+        return (self.E.weight @ key + self.E.bias[:, None], self.F.weight @ value + self.F.bias[:, None])
 
     def _per_head_blocks(self, x: Tensor) -> Tensor:
         """Diagonal blocks (B, h, d, d) of a matrix (B, C, C)."""
         heads = self.num_heads
         blocks = x.view(-1, heads, x.shape[1] // heads, heads, x.shape[2] // heads)
         return blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm over the tokens, (B, N, C) -> (B, 1, C); zero has no direction, and no gradient."""
+    return x.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+
+
+def spatial_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> Tensor:
+    """softmax(q k^T) v per head, without a factor; query (B, N, C), key and value (B, P, C), result (B, N, C)."""
+    if dropout > 0 and query.device.type == "cpu":
+        return _SpatialAttention.apply(query, key, value, num_heads, dropout)
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0).transpose(1, 2).reshape(query.shape)
+
+
+class _SpatialAttention(torch.autograd.Function):
+    """Attention with dropout on the CPU, a few thousand tokens at a time: the map is made again in backward.
+
+    Only which weights are dropped is kept, one byte each. They are drawn with 16 random bits each, eight times faster
+    than `bernoulli_`, so the probability is a multiple of 1 / 65536 (0.15 becomes 0.149994), as is the factor.
+    """
+
+    ROWS = 2048  # the map of one head and step stays in cache
+
+    @staticmethod
+    def _steps(query: Tensor, num_heads: int):
+        size = query.shape[2] // num_heads
+        for b in range(query.shape[0]):
+            for head in range(num_heads):
+                for start in range(0, query.shape[1], _SpatialAttention.ROWS):
+                    rows = slice(start, start + _SpatialAttention.ROWS)
+                    yield (b, rows, slice(head * size, (head + 1) * size)), (b, head, rows)
+
+    @staticmethod
+    def forward(ctx, query, key, value, num_heads, dropout):  # type: ignore[override]
+        shape = (query.shape[0], num_heads, query.shape[1], key.shape[1])
+        threshold = round(dropout * 65536)
+        draws = torch.empty(-(-math.prod(shape) // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = (draws.view(torch.int16)[: math.prod(shape)] >= threshold - 32768).view(shape)
+        ctx.factor = 65536 / (65536 - threshold)
+        value = value * ctx.factor
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for at, at_map in _SpatialAttention._steps(query, num_heads):
+            b, _, channels = at
+            weights = (query[at] @ key[b, :, channels].T).softmax(-1)
+            output[at] = weights.mul_(kept[at_map]) @ value[b, :, channels]
+        ctx.save_for_backward(query, key, value, kept)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        query, key, value, kept = ctx.saved_tensors
+        grad_query = torch.empty_like(grad)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for at, at_map in _SpatialAttention._steps(query, kept.shape[1]):
+            b, _, channels = at
+            weights = (query[at] @ key[b, :, channels].T).softmax(-1)
+            grad_weights = (grad[at] @ value[b, :, channels].T).mul_(kept[at_map])
+            grad_logits = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_value[b, :, channels] += weights.mul_(kept[at_map]).T @ grad[at]
+            grad_query[at] = grad_logits @ key[b, :, channels]
+            grad_key[b, :, channels] += grad_logits.T @ query[at]
+        return grad_query, grad_key, grad_value * ctx.factor, None, None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.architectures.blocks import Convolution
 from nnunet_ext.architectures.epa import EPA, Fusion, Projection
-from nnunet_ext.architectures.unetrpp_blocks import ResidualBlock, pointwise, tokens, volume
+from nnunet_ext.architectures.unetrpp_blocks import ResidualBlock, logits, pointwise, tokens, volume
 
 # What the four published networks differ in, beside their sizes. `auto` is `synapse`, the smallest of those with the
 # paper's fusion.
@@ -120,7 +120,7 @@ class TransformerBlock(nn.Module):
         self.conv8 = nn.Sequential(nn.Dropout3d(0.1), nn.Conv3d(dim, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = tokens(x) + self.pos_embed
+        rows = tokens(x).contiguous() + self.pos_embed
         rows = torch.addcmul(rows, self.gamma, self.epa_block(self.norm(rows)))
         attended = volume(rows, x.shape[2:])
         y = self.conv51(attended)
@@ -299,26 +299,19 @@ class UNETRPP(nn.Module):
         decoded1 = self.decoder4(decoded2, stages[1])
         decoded0 = self.decoder3(decoded1, stages[0])
         full = self.decoder2(decoded0, self.encoder1(x))
-        logits = _logits(self.out1["conv"].conv, full, self.geometry.patch)
+        finest = _logits(self.out1["conv"].conv, full, self.geometry.patch)
         if not self.deep_supervision:
-            return logits
+            return finest
         return [
-            logits,
+            finest,
             _logits(self.out2["conv"].conv, decoded0, self._coarse(0)),
             _logits(self.out3["conv"].conv, decoded1, self._coarse(1)),
         ]
 
 
 def _logits(head: nn.Conv3d, x: Tensor, grid: Sequence[int]) -> Tensor:
-    """Class scores in plain memory, of the first voxels of each axis: padding at the end is cut off."""
-    if x.is_contiguous(memory_format=torch.channels_last_3d):
-        weight = head.weight.flatten(1).expand(x.shape[0], -1, -1)
-        bias = head.bias[:, None]  # type: ignore[index]
-        scores = torch.baddbmm(bias, weight, tokens(x).transpose(1, 2)).view(x.shape[0], -1, *x.shape[2:])
-    else:
-        scores = head(x)
-    if tuple(scores.shape[2:]) == tuple(grid):
-        return scores
+    """Class scores of the first voxels of each axis: what was padded at the end is cut off."""
+    scores = logits(x, head)
     return scores[:, :, : grid[0], : grid[1], : grid[2]].contiguous()
 
 

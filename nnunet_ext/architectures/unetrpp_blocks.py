@@ -75,7 +75,8 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         y, residual, scale = ctx.saved_tensors
         rows, grid = tokens(y), y.shape[2:]
-        grad_sum = grad.new_zeros(y.shape[0], tokens(grad).shape[1], y.shape[1])  # of x^ + residual
+        grad = tokens(grad).contiguous()
+        grad_sum = torch.empty_like(rows)  # of x^ + residual
         steps = [slice(i, i + _ROWS) for i in range(0, rows.shape[1], _ROWS)]
 
         def normalised(step: slice) -> Tensor:
@@ -85,10 +86,10 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
 
         mean, mean_product = torch.zeros_like(scale), torch.zeros_like(scale)
         for step in steps:
-            part = torch.ops.aten.leaky_relu_backward(tokens(grad)[:, step], rows[:, step], SLOPE, True)
-            grad_sum[:, step] = part
+            part = grad_sum[:, step]
+            torch.ops.aten.leaky_relu_backward.grad_input(grad[:, step], rows[:, step], SLOPE, True, grad_input=part)
             mean += part.sum(1, keepdim=True)
-            mean_product += part.mul_(normalised(step)).sum(1, keepdim=True)
+            mean_product += (part * normalised(step)).sum(1, keepdim=True)
         mean /= rows.shape[1]
         mean_product /= rows.shape[1]
         grad_x = torch.empty_like(grad_sum) if residual is not None else grad_sum
@@ -96,6 +97,27 @@ class _InstanceNormLeakyReLU(torch.autograd.Function):
             part = normalised(step).mul_(-mean_product).add_(grad_sum[:, step]).sub_(mean)
             torch.mul(part, scale, out=grad_x[:, step])
         return volume(grad_x, grid), None if residual is None else volume(grad_sum, grid), None
+
+
+class _Head(torch.autograd.Function):
+    """A 1x1x1 convolution from tokens to scores in plain memory, whose gradient comes back as tokens: no copies."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(rows, weight)
+        return torch.baddbmm(bias[:, None], weight.expand(rows.shape[0], -1, -1), rows.transpose(1, 2))  # (B, K, N)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        rows, weight = ctx.saved_tensors
+        return grad.transpose(1, 2) @ weight, (grad @ rows).sum(0), grad.sum((0, 2))
+
+
+def logits(x: Tensor, head: nn.Conv3d) -> Tensor:
+    """Class scores (B, K, D, H, W) in plain memory from features in either."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return head(x).contiguous()
+    return _Head.apply(tokens(x), head.weight.flatten(1), head.bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 def instance_norm_leaky_relu_(x: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_ext.architectures.epa import _SpatialAttention, spatial_attention
 from nnunet_ext.architectures.unetrpp import MAX_TOKENS, UNETRPP, VARIANTS, fit_geometry
 from nnunet_ext.architectures.unetrpp_blocks import conv3x3x3, instance_norm_leaky_relu_
 from nnunet_ext.architectures.unetrpp_plain import plain_forward
@@ -261,3 +262,29 @@ def test_norm_and_activation_in_one_function(with_residual):
     wanted = torch.autograd.grad(expected, inputs, grad)
     for _ in range(2):
         torch.testing.assert_close(torch.autograd.grad(found, inputs, grad, retain_graph=True), wanted)
+
+
+def test_dropout_of_spatial_attention(monkeypatch):
+    """The same weights are dropped in forward and backward, at the given rate, and the kept ones are scaled up."""
+    monkeypatch.setattr(_SpatialAttention, "ROWS", 5)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (12, 5, 5))
+    # With values equal to one, an output is the sum of its kept weights, scaled: one on average.
+    outputs = spatial_attention(torch.randn(2, 3000, 4), torch.randn(2, 5, 4), torch.ones(2, 5, 4), 2, 0.25)
+    assert abs(outputs.mean().item() - 1) < 0.02
+
+    def with_same_draws(query, key, value):
+        torch.manual_seed(3)
+        return spatial_attention(query, key, value, 2, 0.25)
+
+    torch.autograd.gradcheck(with_same_draws, (query, key, value))
+    heads = (x.view(2, -1, 2, 2).transpose(1, 2) for x in (query, key))
+    weights = torch.matmul(next(heads), next(heads).transpose(2, 3)).softmax(-1)  # (B, h, N, P)
+    # Values that are one in one of the P tokens show the weights themselves.
+    shown = torch.stack(
+        [with_same_draws(query, key, torch.eye(5, dtype=torch.float64)[p][None, :, None].expand(2, 5, 4))
+         for p in range(5)], dim=-1,
+    )[:, :, ::2].transpose(1, 2)  # fmt: skip
+    dropped = shown == 0
+    assert 0.15 < dropped.double().mean() < 0.35
+    torch.testing.assert_close(shown[~dropped], weights[~dropped] / 0.75)
