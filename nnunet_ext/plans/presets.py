@@ -20,7 +20,7 @@ TITLES = {
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "segmamba": {
-        "tiny": {"depths": [1, 1, 1, 1], "dims": [12, 24, 48, 96], "hidden_size": 96},
+        "tiny": {"depths": [1, 1, 1, 1], "dims": [16, 32, 64, 128], "hidden_size": 128},
         "small": {"depths": [2, 2, 2, 2], "dims": [24, 48, 96, 192], "hidden_size": 384},
         "base": {"depths": [2, 2, 2, 2], "dims": [48, 96, 192, 384], "hidden_size": 768},
     },

@@ -1,0 +1,40 @@
+"""One tiny preprocessed data set for all trainer tests, and trainers that train in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import nnunet_dataset  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def preprocessed(tmp_path_factory) -> Path:
+    """Folder of the preprocessed phantoms; nnU-Net's three folders lie two levels up."""
+    return nnunet_dataset.make(tmp_path_factory.mktemp("nnunet"))
+
+
+@pytest.fixture
+def make_trainer(preprocessed, tmp_path, monkeypatch):
+    """A function that makes a trainer of one epoch step each, writing below this test's own folder."""
+    for name, value in nnunet_dataset.environment(preprocessed.parent.parent).items():
+        if name.startswith("nnUNet"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    for name, value in {"EPOCHS": "2", "ITERATIONS": "2", "VAL_ITERATIONS": "1"}.items():
+        monkeypatch.setenv(f"NNUNET_EXT_{name}", value)
+
+    def make(trainer_class, plans="nnUNetPlansSegMambaTiny", folder=preprocessed, configuration="3d_fullres", fold=0):
+        import torch
+
+        plans = json.loads((folder / f"{plans}.json").read_text())
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        plans["continue_training"] = False
+        return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+
+    return make

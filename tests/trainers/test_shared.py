@@ -1,0 +1,203 @@
+"""What every trainer promises: settings that act, checkpoints that survive, signals, and NaN that stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ext.errors import TrainingError
+from nnunet_ext.trainers._base import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
+from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
+from nnunet_ext.trainers.settings import TrainingSettings
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import nnunet_dataset  # noqa: E402
+
+
+class SignalledTrainer(nnUNetTrainerSegMamba):
+    """Sends itself a signal in the given batch of the given epoch."""
+
+    send = None
+    steps = 0
+
+    def train_step(self, batch):
+        self.steps += 1
+        if self.send and (self.current_epoch, self.steps) == self.send[1]:
+            os.kill(os.getpid(), self.send[0])
+        return super().train_step(batch)
+
+
+def files(trainer) -> set[str]:
+    return {p.name for p in Path(trainer.output_folder).iterdir()}
+
+
+def epoch_in(path: Path) -> int:
+    return torch.load(path, weights_only=False)["current_epoch"]
+
+
+def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_PRECISION", "bf16")
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.run_training()
+    record = json.loads(Path(trainer.output_folder, "run.json").read_text())
+    used = {k: record["settings"][k] for k in ("epochs", "iterations", "val_iterations", "precision", "patch_size")}
+    assert used == {
+        "epochs": 2, "iterations": 2, "val_iterations": 1, "precision": "bf16", "patch_size": [16, 32, 32],
+    }  # fmt: skip
+    assert len(record["epoch_seconds"]) == 2
+    assert record["parameters"] == sum(p.numel() for p in trainer.network.parameters())
+    assert len(trainer.logger.get_value("train_losses", None)) == 2
+    assert "checkpoint_final.pth" in files(trainer)
+    assert not {LATEST, PREVIOUS} & files(trainer)
+    assert any(Path(trainer.output_folder, "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NNUNET_EXT_EPOCHS", "ten", "NNUNET_EXT_EPOCHS='ten' must be a whole number of at least 1"),
+        ("NNUNET_EXT_ITERATIONS", "0", "NNUNET_EXT_ITERATIONS='0' must be"),
+        ("NNUNET_EXT_PRECISION", "half", "NNUNET_EXT_PRECISION='half' must be one of fp16, bf16, fp32"),
+    ],
+)
+def test_wrong_variables_are_named(variable, value, message):
+    with pytest.raises(TrainingError, match=message):
+        TrainingSettings.from_environment({variable: value})
+
+
+def test_wrong_variable_ends_the_command_with_one_line(preprocessed):
+    base = preprocessed.parent.parent
+    command = ("nnUNetv2_train", "990", "3d_fullres", "0", "-p", "nnUNetPlansSegMambaTiny", "-device", "cpu")
+    done = nnunet_dataset.run(
+        base, *command, "-tr", "nnUNetTrainerSegMamba", check=False, NNUNET_EXT_PRECISION="fp17"
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("nnunet_ext: NNUNET_EXT_PRECISION='fp17' must be one of")
+    assert "Traceback" not in done.stderr
+    assert not any((base / "nnUNet_results").iterdir())
+
+
+def test_fp16_on_the_cpu_is_refused(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_PRECISION", "fp16")
+    with pytest.raises(TrainingError, match="needs a CUDA device"):
+        make_trainer(nnUNetTrainerSegMamba)
+
+
+def test_results_folder_that_cannot_be_written_is_named(make_trainer, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "file" / "results"))
+    with pytest.raises(TrainingError, match=r"nnUNet_results=.*cannot be written"):
+        make_trainer(nnUNetTrainerSegMamba)
+
+
+def test_fewer_than_five_cases_is_explained(make_trainer, monkeypatch):
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    monkeypatch.setattr(trainer, "preprocessed_dataset_folder_base", "/nowhere")
+    monkeypatch.setattr(trainer.dataset_class, "get_identifiers", staticmethod(lambda folder: ["a", "b", "c", "d"]))
+    with pytest.raises(TrainingError, match="has 4 cases and nnU-Net's five folds need at least 5"):
+        trainer.do_split()
+
+
+def test_usr1_finishes_the_epoch_and_resumes_after_it(make_trainer, monkeypatch):
+    trainer = make_trainer(SignalledTrainer)
+    trainer.send = (signal.SIGUSR1, (0, 1))
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == EXIT_RESUBMIT == 85
+    assert trainer.steps == 2, "the epoch was not finished"
+    assert signal.getsignal(signal.SIGUSR1) is before
+    latest = Path(trainer.output_folder, LATEST)
+    assert epoch_in(latest) == 1
+
+    resumed = make_trainer(SignalledTrainer)
+    resumed.load_checkpoint(str(latest))
+    assert resumed.current_epoch == 1
+    for key, value in trainer.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], value), key
+    resumed.run_training()
+    assert resumed.steps == 2
+    assert len(resumed.logger.get_value("train_losses", None)) == 2
+
+
+def test_sigterm_stops_at_the_next_batch_and_repeats_the_epoch(make_trainer):
+    trainer = make_trainer(SignalledTrainer)
+    trainer.send = (signal.SIGTERM, (1, 3))
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == EXIT_RESUBMIT
+    assert trainer.steps == 3
+    resumed = make_trainer(SignalledTrainer)
+    resumed.load_checkpoint(str(Path(trainer.output_folder, LATEST)))
+    assert resumed.current_epoch == 1
+    resumed.run_training()
+    assert len(resumed.logger.get_value("train_losses", None)) == 2
+
+
+def test_latest_follows_the_interval_and_keeps_the_one_before(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "4")
+    monkeypatch.setenv("NNUNET_EXT_CHECKPOINT_EVERY", "1")
+    trainer = make_trainer(SignalledTrainer)
+    trainer.send = (signal.SIGUSR1, (2, 5))
+    with pytest.raises(SystemExit):
+        trainer.run_training()
+    folder = Path(trainer.output_folder)
+    assert (epoch_in(folder / LATEST), epoch_in(folder / PREVIOUS)) == (3, 2)
+
+    whole = (folder / LATEST).read_bytes()
+    (folder / LATEST).write_bytes(whole[: len(whole) // 2])
+    resumed = make_trainer(SignalledTrainer)
+    resumed.load_checkpoint(str(folder / LATEST))
+    assert resumed.current_epoch == 2
+    warnings = [line for line in Path(resumed.log_file).read_text().splitlines() if "WARNING" in line]
+    assert len(warnings) == 1 and "is damaged" in warnings[0] and PREVIOUS in warnings[0]
+
+    for name in (PREVIOUS, BEST):
+        (folder / name).unlink()
+    with pytest.raises(TrainingError, match="damaged .* no earlier checkpoint"):
+        make_trainer(SignalledTrainer).load_checkpoint(str(folder / LATEST))
+
+
+def test_interrupted_write_leaves_the_old_checkpoint(make_trainer, monkeypatch):
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    path = Path(trainer.output_folder, LATEST)
+    trainer.save_checkpoint(str(path))
+    old = path.read_bytes()
+
+    def dies(content, filename):
+        Path(filename).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == old
+    assert not [name for name in files(trainer) if name.startswith(".writing")]
+
+
+def test_nan_loss_stops_and_names_the_batch(make_trainer):
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    path = Path(trainer.output_folder, LATEST)
+    trainer.save_checkpoint(str(path))
+    trainer.lr_scheduler.step(0)
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    batch = {
+        "data": torch.full((2, 1, 16, 32, 32), float("nan")),
+        "target": torch.zeros(2, 1, 16, 32, 32, dtype=torch.int16),
+        "keys": np.array(["case_03", "case_07"]),
+    }
+    with pytest.raises(TrainingError, match=r"loss is nan in epoch 0 at learning rate 0\.01.*case_03, case_07") as caught:
+        trainer.train_step(batch)
+    assert isinstance(caught.value, SystemExit) and caught.value.code == f"nnunet_ext: {caught.value}"
+    assert all(torch.equal(trainer.network.state_dict()[k], v) for k, v in before.items())
+    assert epoch_in(path) == 1
