@@ -16,35 +16,39 @@ For every batch entry b, channel d, state n and step t
 | `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
 | `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
 
-A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. All arithmetic is float32
-(float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
+A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. One that says FOLLOWS_ORDER
+takes the orientation too and reads by index; for the others the sequences are copied into the order of the scan. All
+arithmetic is float32 (float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from nnunet_ext.ops.order import check_orientation, reorder, restore
+from nnunet_ext.ops.selective_scan import chunked, cpu, mamba_cuda, reference
+
 ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 
 # In the order of the automatic choice: the first that runs on the device is taken.
-_BACKENDS = {
-    "mamba_ssm": "nnunet_ext.ops.selective_scan.mamba_cuda",
-    "cpu": "nnunet_ext.ops.selective_scan.cpu",
-    "chunked": "nnunet_ext.ops.selective_scan.chunked",
-    "reference": "nnunet_ext.ops.selective_scan.reference",
+_BACKENDS: dict[str, ModuleType] = {
+    "mamba_ssm": mamba_cuda,
+    "cpu": cpu,
+    "chunked": chunked,
+    "reference": reference,
 }
 
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """For every backend, None if it runs on `device`, else one line that says why it does not."""
-    return {name: _module(name).why_not(torch.device(device)) for name in _BACKENDS}
+    return {name: module.why_not(torch.device(device)) for name, module in _BACKENDS.items()}
 
 
+@torch.compiler.assume_constant_result  # probing imports packages, which torch.compile cannot trace
 def choose_backend(device: torch.device, backend: str | None = None) -> str:
     """The backend to use: the argument, else the variable NNUNET_EXT_SCAN, else the first that runs on `device`.
 
@@ -53,11 +57,11 @@ def choose_backend(device: torch.device, backend: str | None = None) -> str:
     """
     asked = backend or os.environ.get(ENVIRONMENT_VARIABLE, "").strip() or "auto"
     if asked == "auto":
-        return next(name for name in _BACKENDS if _module(name).why_not(device) is None)
+        return next(name for name, module in _BACKENDS.items() if module.why_not(device) is None)
     source = "backend" if backend else ENVIRONMENT_VARIABLE
     if asked not in _BACKENDS:
         raise ValueError(f"{source}={asked!r} is no selective-scan backend; use auto or one of {', '.join(_BACKENDS)}")
-    reason = _module(asked).why_not(device)
+    reason = _BACKENDS[asked].why_not(device)
     if reason is not None:
         raise ValueError(f"{source}={asked!r} does not run on {device}: {reason}")
     return asked
@@ -75,9 +79,13 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     *,
+    orientation: str = "forward",
+    num_slices: int = 1,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the selective scan over the last axis.
+    """Run the selective scan over the last axis, in one of the orders of `nnunet_ext.ops.order`.
+
+    Whatever the order of the scan, arguments and output lie in memory order.
 
     Args:
         u: input, (batch, channels, length).
@@ -90,6 +98,8 @@ def selective_scan(
         delta_bias: added to delta before the softplus, (channels,).
         delta_softplus: apply softplus to the step sizes.
         return_last_state: also return h after the last step.
+        orientation: forward, reverse or slices.
+        num_slices: how many equal parts the order `slices` interleaves.
         backend: see the module's table; None asks NNUNET_EXT_SCAN, then chooses automatically.
 
     Returns:
@@ -97,29 +107,26 @@ def selective_scan(
         (batch, channels, states), in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes do not fit, A is complex, or the backend is unknown or does not run here.
+        ValueError: shapes do not fit, A is complex, the orientation is unknown, num_slices does not divide the length,
+            or the backend is unknown or does not run here.
     """
     B, C = _check(u, delta, A, B, C, D, z, delta_bias)
-    name = choose_backend(u.device, backend)
+    check_orientation(orientation, num_slices, u.shape[2])
+    module = _BACKENDS[choose_backend(u.device, backend)]
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
+    sequences = [None if x is None else x.to(compute) for x in (u, delta, B, C, z)]
+    A, D, delta_bias = (None if x is None else x.to(compute) for x in (A, D, delta_bias))
+    order: tuple[str, int] | tuple[()] = (orientation, num_slices)
     with torch.autocast(u.device.type, enabled=False):
-        out, last_state = _module(name).scan(
-            u.to(compute),
-            delta.to(compute),
-            A.to(compute),
-            B.to(compute),
-            C.to(compute),
-            None if D is None else D.to(compute),
-            None if z is None else z.to(compute),
-            None if delta_bias is None else delta_bias.to(compute),
-            delta_softplus,
-        )
+        if not getattr(module, "FOLLOWS_ORDER", False):
+            sequences = [None if x is None else reorder(x, orientation, num_slices) for x in sequences]
+            order = ()
+        x, delta, B, C, z = sequences
+        out, last_state = module.scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, *order)
+        if not order:
+            out = restore(out, orientation, num_slices)
     out = out.to(u.dtype)
     return (out, last_state) if return_last_state else out
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(_BACKENDS[name])
 
 
 def _check(

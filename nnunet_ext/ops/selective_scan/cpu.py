@@ -82,9 +82,11 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, n
     prepared, padded = _prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, num_slices)
     states = np.zeros((batch, channels, padded), prepared[0].dtype)
     kernel = _kernel("forward", u.dtype)
+    # As arrays before the threads start: in a new thread autograd would be on.
+    results = (out.numpy(), states, starts.numpy())
 
     def part(_, first, last):
-        kernel(*prepared, first, last, out.numpy(), states, starts.numpy())
+        kernel(*prepared, first, last, *results)
 
     rows = batch * channels
     share_rows(rows, thread_count(rows, rows * length * padded), part)
@@ -129,13 +131,15 @@ def _backward(
     step_bytes = threads * batch * (B.shape[1] + C.shape[1]) * padded * dtype.itemsize
     span = max(1, int(_PARTIAL_BYTES // (step_bytes * max(1, length // max(1, len(blocks))))))
 
+    arrays = [x.numpy() for x in (starts, grad_out, grad_u, grad_delta, grad_z)]
+
     def walk(from_block, to_block, partial_B, partial_C):
+        starts_, grad_out_, grad_u_, grad_delta_, grad_z_ = arrays
+
         def part(thread, first, last):
             kernel(
-                *prepared, first, last,
-                starts.numpy(), from_block, to_block, grad_out.numpy(), adjoint,
-                grad_u.numpy(), grad_delta.numpy(), grad_A, partial_B[thread].numpy(), partial_C[thread].numpy(),
-                grad_D, grad_z.numpy(), grad_bias,
+                *prepared, first, last, starts_, from_block, to_block, grad_out_, adjoint, grad_u_, grad_delta_,
+                grad_A, partial_B[thread], partial_C[thread], grad_D, grad_z_, grad_bias,
             )  # fmt: skip
 
         share_rows(rows, threads, part)
@@ -143,10 +147,10 @@ def _backward(
     for from_block in reversed(range(0, len(blocks), span)):
         to_block = min(from_block + span, len(blocks))
         begin, end = blocks[from_block, 0], blocks[to_block, 0] if to_block < len(blocks) else length
-        partials = [torch.zeros(threads, batch, x.shape[1], end - begin, padded, dtype=u.dtype) for x in (B, C)]
+        partials = [np.zeros((threads, batch, x.shape[1], end - begin, padded), dtype) for x in (B, C)]
         walk(from_block, to_block, *partials)
         for grad, partial in zip((grad_B, grad_C), partials, strict=True):
-            torch.sum(partial, 0, out=grad[:, :, begin:end])
+            torch.sum(torch.from_numpy(partial), 0, out=grad[:, :, begin:end])
 
     def weights(grad):
         return restore(grad[..., : A.shape[1]].transpose(-1, -2), orientation, num_slices).contiguous()
