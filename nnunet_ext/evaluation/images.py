@@ -16,7 +16,7 @@ import numpy as np
 
 from nnunet_ext.errors import UserError
 
-FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".tif", ".tiff", ".bmp")
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
 # Two headers mean the same grid when no entry of their affines (mm) differs by more.
 GEOMETRY_TOLERANCE_MM = 1e-3
 
@@ -89,6 +89,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     from nibabel import Nifti1Image, Nifti2Image
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     try:
         data = path.read_bytes()
@@ -103,7 +104,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error, TypeError, ValueError, ImageFileError, HeaderDataError) as error:
+    except (EOFError, zlib.error, TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); restore it or create it again") from None
     if (proxy.slope, proxy.inter) != (1, 0):
         array = array * proxy.slope + proxy.inter
@@ -134,9 +135,8 @@ def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         raise UserError(f"{path} does not exist")
     try:
         image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} is damaged or no image ({reason}); restore it or create it again") from None
+    except RuntimeError:
+        raise UserError(f"{path} is damaged, cut short or no image; restore it or create it again") from None
     ndim = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1 or ndim > 3:
         raise UserError(f"{path} has colours, channels or a time axis; expected one label value per voxel")

@@ -101,7 +101,7 @@ def foreground_box(*maps: np.ndarray) -> tuple[slice, ...]:
     if size == 0 or ndim == 0:
         return (slice(0, 0),) * ndim
     # A bitwise-or along the first axis runs at memory speed; the other axes are then small.
-    lines = [np.logical_or.reduce([m.reshape(len(m), -1).max(axis=1) != 0 for m in maps])]
+    lines = [np.logical_or.reduce([m.reshape(len(m), -1).any(axis=1) for m in maps])]
     plane = np.logical_or.reduce([np.bitwise_or.reduce(m, axis=0) != 0 for m in maps])
     for axis in range(ndim - 1):
         lines.append(plane.any(axis=tuple(a for a in range(ndim - 1) if a != axis)))
