@@ -52,6 +52,18 @@ def test_assd_is_the_mean_over_both_borders():
     assert np.isnan(found["volume_ref_ml"])  # an area has no volume
 
 
+def test_one_slice_is_measured_in_its_plane():
+    reference = np.zeros((1, 12, 12), np.uint8)
+    reference[0, 2:8, 2:8] = 1
+    prediction = np.roll(reference, 1, axis=2)
+    flat = compare_label_maps(reference, prediction, (10.0, 1.0, 2.0), labels_from_values([1]))[1]
+    plane = compare_label_maps(reference[0], prediction[0], (1.0, 2.0), labels_from_values([1]))[1]
+    assert {k: flat[k] for k in ("HD95", "ASSD", "NSD", "Dice")} == {
+        k: plane[k] for k in ("HD95", "ASSD", "NSD", "Dice")
+    }
+    assert flat["volume_ref_ml"] == pytest.approx(36 * 20 / 1000)
+
+
 def test_empty_masks_are_never_perfect_and_never_dropped():
     reference, prediction = np.zeros((2, 6, 6, 6), np.uint8)
     reference[2, 2, 2] = 1  # missed
@@ -90,7 +102,7 @@ def test_voxels_that_the_reference_ignores_count_nowhere():
 def test_counts_equal_nnunet():
     evaluate = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
     rng = np.random.default_rng(3)
-    reference, prediction = rng.integers(0, 6, (2, 9, 8, 7))
+    reference, prediction = rng.integers(0, 6, (2, 30, 50, 60))  # more voxels than are counted in one step
     targets = [1, 2, (1, 3), (2, 3, 4)]
     found = compare_label_maps(reference, prediction, SPACING, labels_from_values(targets, ignore=5))
     ignored = reference == 5

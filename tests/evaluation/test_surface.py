@@ -96,6 +96,15 @@ def test_agrees_with_the_plain_definition(count):
                 np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9, err_msg=f"seed {seed}, {direction}")
 
 
+def test_maps_larger_than_one_step_of_the_search():
+    rng = np.random.default_rng(0)
+    reference, prediction = rng.integers(0, 3, (2, 40, 60, 70))
+    fast, plain = (f(reference, prediction, SPACING, [1, 2]) for f in (surface_distances, surface_distances_plain))
+    for label in (1, 2):
+        ours, expected = (np.sort(d[label].prediction_to_reference) for d in (fast, plain))
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+
+
 def test_labels_of_any_value_and_more_than_a_byte_holds():
     rng = np.random.default_rng(0)
     reference = rng.integers(0, 300, (30, 30)) * 7
