@@ -16,6 +16,7 @@ Exit status: 0 all cases evaluated, 1 something could not be, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -62,7 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-missing", action="store_true", help="count references without a prediction as empty predictions"
     )
     parser.add_argument("--nsd-tolerance", type=float, default=1.0, metavar="MM", help="tolerance of NSD (default: 1)")
-    parser.add_argument("-n", "--processes", type=int, metavar="N", help="worker processes (default: usable CPUs)")
+    parser.add_argument(
+        "-n",
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="worker processes (default: usable CPUs)",
+    )
     parser.add_argument("--json", action="store_true", help="print summary.json to stdout instead of the table")
     parser.add_argument("-q", "--quiet", action="store_true", help="no table, no progress bar")
 

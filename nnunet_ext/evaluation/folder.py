@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from nnunet_ext.evaluation.labels import (
     labels_from_dataset_json,
     labels_from_values,
 )
+from nnunet_ext.evaluation.workers import in_workers
 from nnunet_ext.files import read_json
 
 # A worker needs about a second to import what it needs; below this much work it is not worth starting one.
@@ -68,7 +67,7 @@ def evaluate_folder(
     *,
     allow_missing: bool = False,
     nsd_tolerance_mm: float = 1.0,
-    processes: int | None = None,
+    processes: int = 1,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a folder of predictions against a folder of references.
@@ -80,8 +79,8 @@ def evaluate_folder(
             dataset.json that belongs to the folders (`find_dataset_json`).
         allow_missing: count references without prediction as empty predictions instead of refusing.
         nsd_tolerance_mm: tolerance of NSD.
-        processes: at most so many worker processes; by default the CPUs this process may use. Small jobs stay in
-            this process.
+        processes: at most so many worker processes; small jobs stay in this process. With more than one, a script
+            needs `if __name__ == "__main__":`, as workers are spawned.
         progress: show a bar on stderr for work longer than two seconds.
 
     Raises:
@@ -105,7 +104,7 @@ def evaluate_folds(
     *,
     allow_missing: bool = False,
     nsd_tolerance_mm: float = 1.0,
-    processes: int | None = None,
+    processes: int = 1,
     progress: bool = False,
 ) -> Evaluation:
     """Pool `fold_k/validation` of an nnU-Net result folder: every case once, by the model that never saw it.
@@ -183,16 +182,16 @@ def _evaluate(
     labels: Labels,
     notes: tuple[str, ...],
     nsd_tolerance_mm: float,
-    processes: int | None,
+    processes: int,
     progress: bool,
 ) -> Evaluation:
-    if processes is not None and processes < 1:
+    if processes < 1:
         raise UserError(f"{processes} processes cannot work; give 1 or more")
     if not nsd_tolerance_mm >= 0:
         raise UserError(f"NSD tolerance {nsd_tolerance_mm} mm is no distance; give 0 or more")
     outcomes = list(
         tqdm(
-            _outcomes(pairs, labels, nsd_tolerance_mm, processes or len(os.sched_getaffinity(0))),
+            _outcomes(pairs, labels, nsd_tolerance_mm, processes),
             total=len(pairs),
             desc="evaluate",
             unit="case",
@@ -224,22 +223,13 @@ def _outcomes(
         for pair in queue:
             yield _outcome(pair, labels, nsd_tolerance_mm)
         return
-    # Spawned, because a fork of a process that has loaded torch or ITK may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(queue)), mp_context=context)
-    try:
-        tasks = {pool.submit(_outcome, pair, labels, nsd_tolerance_mm): pair for pair in queue}
-        for task in as_completed(tasks):
-            try:
-                yield task.result()
-            except BrokenProcessPool:
-                yield Failure(
-                    tasks[task],
-                    f"{tasks[task].reference}: a worker process was killed, perhaps for lack of memory; "
-                    "use fewer processes (-n)",
-                )
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    work = functools.partial(_outcome, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm)
+    for pair, outcome in in_workers(work, queue, processes):
+        yield outcome or Failure(
+            pair,
+            f"{pair.reference} against {pair.prediction}: the worker process was killed, perhaps for lack of memory; "
+            "use fewer processes (-n)",
+        )
 
 
 def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float) -> CaseResult | Failure:

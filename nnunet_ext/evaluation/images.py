@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel import Nifti1Image, Nifti2Image
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
 
@@ -86,11 +90,6 @@ def _difference(reference: np.ndarray, prediction: np.ndarray) -> str:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    from nibabel import Nifti1Image, Nifti2Image
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-    from nibabel.wrapstruct import WrapStructError
-
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ from toy_label_maps import AFFINE, case, save
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import check_same_grid, evaluate_case, evaluate_folder, labels_from_values, read_label_map
+from nnunet_ext.evaluation.workers import in_workers
 
 LABELS = labels_from_values([1, 2])
 
@@ -206,3 +208,20 @@ def test_workers_give_the_same_results(dataset, monkeypatch):
     shared = evaluate_folder(dataset / "references", dataset / "predictions", processes=2)
     assert shared.cases == alone.cases[:4]
     assert [f.pair.case for f in shared.failures] == ["case_4"]
+
+
+def half_unless_seven(number: int) -> float:
+    if number == 7:
+        os._exit(9)  # as the kernel does when memory runs out
+    return number / 2
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_only_its_item():
+    found = dict(in_workers(half_unless_seven, [1, 2, 3, 7, 4, 5], 2))
+    assert found == {1: 0.5, 2: 1.0, 3: 1.5, 7: None, 4: 2.0, 5: 2.5}
+
+
+@pytest.mark.slow
+def test_workers_that_never_work_end():
+    assert dict(in_workers(half_unless_seven, [7, 7], 2)) == {7: None}
