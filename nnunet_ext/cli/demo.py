@@ -41,7 +41,7 @@ from nnunet_ext.files import read_json, write_json, write_text
 PHANTOMS = "Dataset900_Phantoms"
 
 # Trainers whose network `nnunet_ext plan` sizes; the others take nnU-Net's own plans.
-MODELS = {"nnUNetTrainerSegMamba": "segmamba"}
+MODELS = {"nnUNetTrainerSegMamba": "segmamba", "nnUNetTrainerUNETRPP": "unetrpp"}
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,22 @@ ENTRIES = (
             remarks="the paper is 3D only; the 2d form is this project's",
         ),
     ),
+    Entry(
+        "nnUNetTrainerUNETRPP",
+        "nnunet_ext.trainers.unetrpp",
+        model=Model(
+            network="UNETR++",
+            paper="Shaker et al., UNETR++: Delving into Efficient and Accurate 3D Medical Image Segmentation, "
+            "IEEE Transactions on Medical Imaging 2024",
+            link="arXiv:2212.04497",
+            inputs=("3d_fullres", "3d_lowres", "cascade"),
+            needs="nothing beyond nnU-Net",
+            parameters=42_952_850,
+            parameters_of="the paper's Synapse network, patch 64x128x128, 1 channel, 14 classes; grows with the patch",
+            remarks="a trained network belongs to one patch size; the paper's single precision is "
+            "NNUNET_EXT_PRECISION=fp32",
+        ),
+    ),
 )
 
 

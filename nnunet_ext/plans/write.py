@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.plans.network import arguments_for_patch
-from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
+from nnunet_ext.plans.presets import AXES, NETWORKS, PRESETS, TITLES
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,17 @@ def write_plans(
         raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
     plans = copy.deepcopy(read_json(source))
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
-    chosen = list(own) if configurations is None else list(configurations)
-    unknown = [name for name in chosen if name not in own]
+    formed = [key for key, value in own.items() if len(value["patch_size"]) in AXES[model]]
+    chosen = formed if configurations is None else list(configurations)
+    unknown = [key for key in chosen if key not in own]
     if unknown:
         raise UserError(f"-c {unknown[0]} is not in {source.name}, which has {', '.join(own)}")
+    misfits = [key for key in chosen if key not in formed]
+    if misfits or not chosen:
+        raise UserError(
+            f"{TITLES[model]} takes {' or '.join(map(str, AXES[model]))} axes, so not {', '.join(misfits or own)} in "
+            f"{source.name}; {'choose -c ' + ' '.join(formed) if formed else 'plan such a configuration first'}"
+        )
     name = plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}"
     if "__" in name:
         raise UserError(f"plans name {name!r} may not contain '__', which nnU-Net uses to split folder names")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nnunet_ext.cli.main import main
-from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
+from nnunet_ext.plans.presets import AXES, NETWORKS, PRESETS, TITLES
 
 
 def stock_plans() -> dict:
@@ -79,6 +79,18 @@ def test_patch_batch_and_name_can_be_chosen(dataset):
     assert all(len(stride) == 3 for stride in strides) and strides[0][0] == 1
 
 
+def test_a_network_for_volumes_leaves_out_what_is_flat(dataset, capsys):
+    assert main(["plan", "-d", "7", "--model", "unetrpp", "--size", "tiny"]) == 0
+    plans = json.loads((dataset / "nnUNetPlansUNETRPPTiny.json").read_text())
+    assert set(plans["configurations"]) == {"3d_fullres", "3d_cascade_fullres"}
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arguments["patch_size"] == [20, 320, 256]
+    assert arguments["strides"] == [[2, 4, 4], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+    capsys.readouterr()
+    assert main(["plan", "-d", "7", "--model", "unetrpp", "-c", "2d"]) == 1
+    assert "UNETRPP takes 3 axes, so not 2d in nnUNetPlans.json; choose -c 3d_fullres" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -99,5 +111,5 @@ def test_errors_are_one_line(dataset, capsys, options, message):
 
 
 def test_every_network_has_every_preset():
-    assert NETWORKS.keys() == PRESETS.keys() == TITLES.keys()
+    assert NETWORKS.keys() == PRESETS.keys() == TITLES.keys() == AXES.keys()
     assert all(list(presets) == ["tiny", "small", "base"] for presets in PRESETS.values())

@@ -1,0 +1,85 @@
+"""UNETR++ as nnU-Net sees it: its recipe, its outputs against nnU-Net's targets, and nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_ext.errors import TrainingError
+from nnunet_ext.plans.write import write_plans
+from nnunet_ext.trainers.unetrpp import nnUNetTrainerUNETRPP
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import nnunet_dataset
+
+PLANS = "nnUNetPlansUNETRPPTiny"
+
+
+@pytest.fixture
+def plans(preprocessed, monkeypatch) -> str:
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
+    write_plans("990", "unetrpp", "tiny", configurations=["3d_fullres"], patch_size=[16, 32, 32], batch_size=2)
+    return PLANS
+
+
+def test_stock_plans_give_the_published_widths(make_trainer):
+    trainer = make_trainer(nnUNetTrainerUNETRPP, plans="nnUNetPlans")
+    with torch.device("meta"):
+        network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 4, 3, False)
+    assert network.out3["conv"].conv.weight.shape == (3, 64, 1, 1, 1)
+    assert len(network.unetr_pp_encoder.stages[3]) == 3
+    assert network.geometry.patch == tuple(trainer.configuration_manager.patch_size)
+
+
+def test_recipe_outputs_and_strict_loading_for_prediction(make_trainer, plans):
+    trainer = make_trainer(nnUNetTrainerUNETRPP, plans=plans)
+    trainer.run_training()
+    optimiser = trainer.optimizer.param_groups[0]
+    assert (optimiser["momentum"], optimiser["nesterov"], optimiser["weight_decay"]) == (0.99, True, 3e-5)
+    assert trainer.initial_lr == 1e-2
+    assert trainer.loss.weight_factors == (4 / 7, 2 / 7, 1 / 7)
+
+    batch = next(trainer.dataloader_train)
+    trainer.set_deep_supervision_enabled(True)
+    outputs = trainer.network.eval()(batch["data"])
+    assert [output.shape[2:] for output in outputs] == [target.shape[2:] for target in batch["target"]]
+    trainer.set_deep_supervision_enabled(False)
+    assert isinstance(trainer.network(batch["data"]), torch.Tensor)
+
+    inference = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, outputs[0].shape[1], enable_deep_supervision=False
+    )
+    checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    inference.load_state_dict(checkpoint["network_weights"])
+    with torch.no_grad():
+        torch.testing.assert_close(inference.eval()(batch["data"]), trainer.network(batch["data"]))
+
+
+def test_2d_is_refused_with_the_configurations_to_choose(make_trainer, preprocessed):
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["2d"] = {**full, "patch_size": [32, 32]}
+    (preprocessed / "flat.json").write_text(json.dumps({**plans, "plans_name": "flat"}))
+    with pytest.raises(TrainingError, match=r"'2d' of Dataset990_Phantoms has patches of two axes; choose 3d_fullres"):
+        make_trainer(nnUNetTrainerUNETRPP, plans="flat", configuration="2d")
+
+
+@pytest.mark.slow
+def test_train_and_predict_by_nnunets_commands(preprocessed, plans, tmp_path):
+    base = preprocessed.parent.parent
+    short = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "1", "NNUNET_EXT_VAL_ITERATIONS": "1"}
+    common = ("-tr", "nnUNetTrainerUNETRPP", "-p", plans, "-device", "cpu")
+    nnunet_dataset.run(base, "nnUNetv2_train", "990", "3d_fullres", "0", *common, **short)
+    images = base / "nnUNet_raw" / preprocessed.name / "imagesTs"
+    flags = ("-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", "--disable_tta", *common)
+    out = tmp_path / "out"
+    nnunet_dataset.run(base, "nnUNetv2_predict", "-d", "990", "-i", str(images), "-o", str(out), *flags)
+    image, prediction = (sitk.ReadImage(str(next(folder.glob("*.nii.gz")))) for folder in (images, out))
+    assert image.GetSize() == prediction.GetSize()
+    np.testing.assert_allclose(image.GetDirection(), prediction.GetDirection(), atol=1e-6)
