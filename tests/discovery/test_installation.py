@@ -112,7 +112,8 @@ def installed(tmp_path_factory):
     stock = environment.files_of_nnunet()
     environment.pip("install", wheel)
     assert environment.files_of_nnunet() == stock, "nothing of ours belongs under nnunetv2/"
-    return environment, wheel
+    yield environment, wheel
+    shutil.rmtree(environment.folder / "venv")  # gigabytes, where uv could not link to its cache
 
 
 def test_life_of_an_installation(installed):
