@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in of_kind("trainer")],
         metavar="NAME", help="one of %(choices)s (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=_positive, default=12, metavar="N", help="epochs (default: %(default)s)")
+    parser.add_argument("--epochs", type=_positive, default=15, metavar="N", help="epochs (default: %(default)s)")
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes the GPU when torch finds one"
     )
@@ -105,6 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     variables = _variables(folder, arguments.epochs, device)
     script = [f"cd {shlex.quote(str(folder))}"]
+    binaries = find_executable("nnunet_ext").parent
+    if Path(shutil.which("nnunet_ext") or ".").parent != binaries:
+        script.append(f"export PATH={shlex.quote(str(binaries))}:$PATH")  # the environment is not activated
     script += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     print("\n" + "\n".join(f"$ {line}" for line in script))
     seconds = {}
@@ -157,10 +160,10 @@ def _make_data(raw: Path, source: RawDataset | None, cases: int | None, seed: in
     if source is None:
         cases = cases or 12
         print(f"Drawing {cases} phantoms (seed {seed}), {cases // 4} of them held out ...", flush=True)
-        return make_dataset(raw / PHANTOMS, cases - cases // 4, cases // 4, seed)
+        return make_dataset(raw / PHANTOMS, cases - cases // 4, cases // 4, seed, progress=True)
     cases = min(cases or 24, len(source.cases))
     print(f"Choosing {cases} of the {len(source.cases)} cases in {source.folder} (seed {seed}) ...", flush=True)
-    return hold_out(source, raw / source.folder.name, cases - cases // 4, cases // 4, seed)
+    return hold_out(source, raw / source.folder.name, cases - cases // 4, cases // 4, seed, progress=True)
 
 
 def _variables(folder: Path, epochs: int, device: str) -> dict[str, str]:

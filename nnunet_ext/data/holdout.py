@@ -6,13 +6,13 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from tqdm import tqdm
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
@@ -94,7 +94,7 @@ def hold_out(
     num_training: int,
     num_test: int,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda case: None,
+    progress: bool = False,
 ) -> Path:
     """Write a data set of links to randomly chosen cases of `source`, some of them held out, and return its folder.
 
@@ -108,7 +108,7 @@ def hold_out(
         num_training: training cases wanted; fewer when the source has fewer.
         num_test: held-out cases wanted; fewer when that leaves fewer than five for training.
         seed: decides which cases.
-        progress: called with each case's name before it is read.
+        progress: show a bar on stderr for work longer than two seconds.
 
     Raises:
         UserError: too few cases, a damaged file, a 2D image, image and labels of different size, a label value that
@@ -123,8 +123,7 @@ def hold_out(
     num_test = max(1, min(num_test, len(source.cases) - FEWEST_TRAINING_CASES))
     num_training = min(num_training, len(source.cases) - num_test)
     chosen = np.random.default_rng(seed).permutation(sorted(source.cases))[: num_training + num_test].tolist()
-    for name in chosen:
-        progress(name)
+    for name in tqdm(chosen, desc="read", unit="case", delay=2, disable=not progress):
         _check(source, name)
     with atomic_folder(folder) as unfinished:
         for split in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):

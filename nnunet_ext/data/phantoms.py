@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, zoom
+from tqdm import tqdm
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_folder, write_json
@@ -26,7 +27,7 @@ from nnunet_ext.files import atomic_folder, write_json
 LABELS = {"background": 0, "liver": 1, "vessel": 2, "kidneys": 3, "lesion": 4}
 
 # Each label has at least this many voxels in every case, so that its Dice means something.
-SMALLEST_LABEL = 60
+SMALLEST_LABEL = 150
 
 # Voxels of the fine grid per image voxel, (z, y, x): slices are thick, so they need more.
 _FINE = (3, 2, 2)
@@ -69,7 +70,9 @@ def make_phantom(seed: int, index: int = 0) -> Phantom:
     return Phantom(image, labels, tuple(spacing.tolist()), origin, tuple(tilt.ravel().tolist()))
 
 
-def make_dataset(folder: str | os.PathLike[str], num_training: int, num_test: int, seed: int = 0) -> Path:
+def make_dataset(
+    folder: str | os.PathLike[str], num_training: int, num_test: int, seed: int = 0, progress: bool = False
+) -> Path:
     """Write a data set of phantoms in nnU-Net's raw format and return its folder.
 
     `imagesTr` and `labelsTr` hold the training cases, `imagesTs` and `labelsTs` the held-out ones. The folder appears
@@ -80,6 +83,7 @@ def make_dataset(folder: str | os.PathLike[str], num_training: int, num_test: in
         num_training: number of training cases; nnU-Net's five folds need five.
         num_test: number of held-out cases.
         seed: case k of a seed is always the same, however many are made.
+        progress: show a bar on stderr for work longer than two seconds.
 
     Raises:
         UserError: the folder exists already or cannot be written.
@@ -88,7 +92,7 @@ def make_dataset(folder: str | os.PathLike[str], num_training: int, num_test: in
     with atomic_folder(folder) as unfinished:
         for split in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
             (unfinished / split).mkdir()
-        for index in range(num_training + num_test):
+        for index in tqdm(range(num_training + num_test), desc="draw", unit="case", delay=2, disable=not progress):
             split = "Tr" if index < num_training else "Ts"
             name = f"phantom_{index + 1:03d}"
             phantom = make_phantom(seed, index)
@@ -136,10 +140,10 @@ def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarr
     body = blob((0.0, 0.0, 0.0), (3.0, 0.80, 0.92), 0.02)
     spine = blob((0.0, 0.58, 0.0), (3.0, 0.15, 0.15), 0.10)
     stomach = blob((0.25, -0.22, 0.48), (0.45, 0.30, 0.24), 0.15)
-    liver = blob((0.22, -0.06, -0.34), (0.56, 0.54, 0.44), 0.10)
-    left_kidney = blob((-0.30, 0.38, 0.46), (0.38, 0.20, 0.17), 0.08)
-    right_kidney = blob((-0.42, 0.36, -0.46), (0.38, 0.20, 0.17), 0.08)
-    lesion = blob(_inside_liver(rng), (0.20, 0.17, 0.17), 0.18)
+    liver = blob((0.20, -0.06, -0.34), (0.66, 0.56, 0.46), 0.10)
+    left_kidney = blob((-0.30, 0.38, 0.46), (0.40, 0.22, 0.19), 0.08)
+    right_kidney = blob((-0.42, 0.36, -0.46), (0.40, 0.22, 0.19), 0.08)
+    lesion = blob(_inside_liver(rng), (0.26, 0.21, 0.21), 0.15)
     vessel = _vessel(rng, z, y, x) & liver
 
     grey = np.zeros(tuple(fine), np.float32)
@@ -148,11 +152,11 @@ def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarr
     for mask, label, mean in (
         (body, 0, 95.0),
         (stomach & body, 0, 130.0),
-        (spine & body, 0, 60.0),
+        (spine & body, 0, 45.0),
         (left_kidney & body, LABELS["kidneys"], 190.0),
         (right_kidney & body, LABELS["kidneys"], 190.0),
         (liver & body, LABELS["liver"], 150.0),
-        (lesion & liver & body, LABELS["lesion"], 75.0),
+        (lesion & liver & body, LABELS["lesion"], 70.0),
         (vessel & body, LABELS["vessel"], 215.0),
     ):
         grey[mask] = mean + rng.normal(0, 5)
@@ -164,19 +168,19 @@ def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarr
 def _inside_liver(rng: np.random.Generator) -> tuple[float, float, float]:
     """A place for the lesion, away from the vessel's trunk."""
     side = rng.choice([-1.0, 1.0])
-    return 0.22 + side * rng.uniform(0.12, 0.28), -0.06 + rng.uniform(-0.25, 0.20), -0.36 + rng.uniform(-0.14, 0.10)
+    return 0.20 + side * rng.uniform(0.20, 0.34), -0.06 + rng.uniform(-0.22, 0.18), -0.36 + rng.uniform(-0.12, 0.10)
 
 
 def _vessel(rng: np.random.Generator, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """A trunk that enters the liver from the middle and forks into two tapering branches."""
     entry = np.array([0.10, 0.12, 0.0]) + rng.normal(0, 0.03, size=3)
     fork = np.array([0.20, 0.02, -0.28]) + rng.normal(0, 0.03, size=3)
-    ends = [np.array([0.20 + up, -0.10, -0.62]) + rng.normal(0, 0.05, size=3) for up in (0.30, -0.26)]
+    ends = [np.array([0.20 + up, -0.10, -0.64]) + rng.normal(0, 0.05, size=3) for up in (0.30, -0.26)]
     mask = np.zeros(np.broadcast_shapes(z.shape, y.shape, x.shape), bool)
     for start, end, wide, narrow in (
-        (entry, fork, 0.12, 0.11),
-        (fork, ends[0], 0.11, 0.07),
-        (fork, ends[1], 0.11, 0.07),
+        (entry, fork, 0.14, 0.12),
+        (fork, ends[0], 0.12, 0.085),
+        (fork, ends[1], 0.12, 0.085),
     ):
         along = end - start
         position = ((z - start[0]) * along[0] + (y - start[1]) * along[1] + (x - start[2]) * along[2]) / (along @ along)

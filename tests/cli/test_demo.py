@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ext.cli.demo import _results, _small_patch
+from nnunet_ext.cli.main import main
 from nnunet_ext.cli.progress import Epochs, stages
 from nnunet_ext.data.phantoms import make_dataset
 from nnunet_ext.files import write_json
@@ -74,10 +75,14 @@ def test_folder_that_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_wrong_usage(tmp_path):
-    for flags in (["--epochs", "0"], ["--cases", "5"], ["--seed", "-1"], ["--trainer", "nnUNetTrainerNoSuch"]):
-        run = demo(*flags, folder=tmp_path)
-        assert run.returncode == 2 and flags[0] in run.stderr
+@pytest.mark.parametrize(
+    "flags", [["--epochs", "0"], ["--cases", "5"], ["--seed", "-1"], ["--trainer", "nnUNetTrainerNoSuch"]]
+)
+def test_wrong_usage(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", *flags])
+    assert exit.value.code == 2 and flags[0] in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
