@@ -37,7 +37,7 @@ TRAINERS = {
 }
 COLUMNS = (
     "method", "trainer", "label", "n", "dice_mean", "dice_sd", "hd95_mean_mm", "hd95_median_mm", "missed",
-    "parameters", "epochs", "iterations", "batch_size", "patch_size", "train_cpu_seconds", "train_wall_seconds",
+    "parameters", "epochs", "iterations", "precision", "batch_size", "patch_size", "train_cpu_seconds", "train_wall_seconds",
     "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
 )  # fmt: skip
 
@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help=f"the raw folder {DATASET}")
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
     parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
@@ -62,6 +63,7 @@ def main() -> None:
         NNUNET_EXT_EPOCHS=str(arguments.epochs),
         NNUNET_EXT_ITERATIONS=str(arguments.iterations),
         NNUNET_EXT_VAL_ITERATIONS="5",
+        NNUNET_EXT_PRECISION=arguments.precision,
         PYTHONWARNINGS="ignore",
     )
     preprocess(arguments.data, arguments.work)
@@ -130,6 +132,7 @@ def table_rows(trainer: str, results: Path, evaluation: Evaluation, threads: int
         "parameters": records[0]["parameters"],
         "epochs": settings["epochs"],
         "iterations": settings["iterations"],
+        "precision": settings["precision"],
         "batch_size": settings["batch_size"],
         "patch_size": "x".join(map(str, settings["patch_size"])),
         "train_cpu_seconds": sum(read_json(results / f"fold_{f}" / "cpu_seconds.json")["command"] for f in FOLDS),
@@ -177,7 +180,7 @@ def markdown(rows: list[dict[str, object]]) -> str:
     lines = [
         f"Five-fold cross-validation, {first['n']} cases pooled, {first['epochs']} epochs of {first['iterations']} "
         f"iterations, batch {first['batch_size']}, patch {first['patch_size']}, {first['threads']} thread of "
-        f"{first['processor']}, float32, {first['date']}; nnunetv2 {first['nnunetv2']}, torch {first['torch']}. "
+        f"{first['processor']}, trained in {first['precision']}, {first['date']}; nnunetv2 {first['nnunetv2']}, torch {first['torch']}. "
         "CPU time is that of `nnUNetv2_train` for all five folds, validation with mirroring included.",
         "",
         "| method | parameters | label | Dice, mean ± SD | HD95, mean (median) in mm | missed | CPU min |",
