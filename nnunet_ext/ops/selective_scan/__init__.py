@@ -13,12 +13,14 @@ For every batch entry b, channel d, state n and step t
 |-------------|--------------------------------------------------------|----------------|
 | `cpu`       | numba kernels, threads and vector registers            | CPU            |
 | `reference` | the recurrence, step by step: the definition           | everywhere     |
+| `triton`    | Triton kernels, parallel over the sequence as well     | CUDA           |
 | `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
 | `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
 
 A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. One that says FOLLOWS_ORDER
-takes the orientation too and reads by index; for the others the sequences are copied into the order of the scan. All
-arithmetic is float32 (float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
+takes the orientation too and reads by index; for the others the sequences are copied into the order of the scan. One
+that says READS_HALF takes half-precision sequences as they are. All arithmetic is float32 (float64 for float64 inputs),
+also under autocast: the state decays over up to 262,144 steps.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops.order import check_orientation, reorder, restore
-from nnunet_ext.ops.selective_scan import chunked, cpu, mamba_cuda, reference
+from nnunet_ext.ops.selective_scan import chunked, cpu, gpu, mamba_cuda, reference
 
 ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 
@@ -38,6 +40,7 @@ ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 _BACKENDS: dict[str, ModuleType] = {
     "mamba_ssm": mamba_cuda,
     "cpu": cpu,
+    "triton": gpu,
     "chunked": chunked,
     "reference": reference,
 }
@@ -114,7 +117,9 @@ def selective_scan(
     check_orientation(orientation, num_slices, u.shape[2])
     module = _BACKENDS[choose_backend(u.device, backend)]
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-    sequences = [None if x is None else x.to(compute) for x in (u, delta, B, C, z)]
+    # Triton kernels convert what they read.
+    stays = (torch.float16, torch.bfloat16) if getattr(module, "READS_HALF", False) else ()
+    sequences = [x if x is None or x.dtype in stays else x.to(compute) for x in (u, delta, B, C, z)]
     A, D, delta_bias = (None if x is None else x.to(compute) for x in (A, D, delta_bias))
     order: tuple[str, int] | tuple[()] = (orientation, num_slices)
     with torch.autocast(u.device.type, enabled=False):
