@@ -37,8 +37,8 @@ TRAINERS = {
 }
 COLUMNS = (
     "method", "trainer", "label", "n", "dice_mean", "dice_sd", "hd95_mean_mm", "hd95_median_mm", "missed",
-    "parameters", "epochs", "iterations", "precision", "batch_size", "patch_size", "train_cpu_seconds", "train_wall_seconds",
-    "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
+    "parameters", "epochs", "iterations", "precision", "batch_size", "patch_size",
+    "train_cpu_seconds", "train_wall_seconds", "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help=f"the raw folder {DATASET}")
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
     parser.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
@@ -152,8 +152,9 @@ def table_rows(trainer: str, results: Path, evaluation: Evaluation, threads: int
                 "n": len(dice),
                 "dice_mean": round(float(dice.mean()), 4),
                 "dice_sd": round(float(dice.std(ddof=1)), 4),
-                "hd95_mean_mm": round(float(hd95.mean()), 3) if len(hd95) else "",
-                "hd95_median_mm": round(float(np.median(hd95)), 3) if len(hd95) else "",
+                # Over the cases in which both have the structure; NaN if there is none.
+                "hd95_mean_mm": round(float(np.mean(hd95)), 3) if len(hd95) else float("nan"),
+                "hd95_median_mm": round(float(np.median(hd95)), 3) if len(hd95) else float("nan"),
                 "missed": counts(evaluation, target)["missed"],
             }
         )
@@ -176,22 +177,22 @@ def write(rows: list[dict[str, object]]) -> None:
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    first = rows[0]
     lines = [
-        f"Five-fold cross-validation, {first['n']} cases pooled, {first['epochs']} epochs of {first['iterations']} "
-        f"iterations, batch {first['batch_size']}, patch {first['patch_size']}, {first['threads']} thread of "
-        f"{first['processor']}, trained in {first['precision']}, {first['date']}; nnunetv2 {first['nnunetv2']}, torch {first['torch']}. "
-        "CPU time is that of `nnUNetv2_train` for all five folds, validation with mirroring included.",
+        "Five-fold cross-validation, {n} cases pooled, {epochs} epochs of {iterations} iterations, batch {batch_size}, "
+        "patch {patch_size}, trained in {precision} with {threads} thread of {processor}, {date}; nnunetv2 {nnunetv2}, "
+        "torch {torch}. CPU time is that of `nnUNetv2_train` for all five folds, validation with mirroring "
+        "included.".format(**rows[0]),
         "",
         "| method | parameters | label | Dice, mean ± SD | HD95, mean (median) in mm | missed | CPU min |",
         "|---|---|---|---|---|---|---|",
     ]
+    line = (
+        "| {method} | {millions:.1f} M | {label} | {dice_mean:.3f} ± {dice_sd:.3f} | "
+        "{hd95_mean_mm:.2f} ({hd95_median_mm:.2f}) | {missed} | {minutes:.0f} |"
+    )
     for row in rows:
-        lines.append(
-            f"| {row['method']} | {int(str(row['parameters'])) / 1e6:.1f} M | {row['label']} | "
-            f"{row['dice_mean']:.3f} ± {row['dice_sd']:.3f} | {row['hd95_mean_mm']:.2f} ({row['hd95_median_mm']:.2f}) | "
-            f"{row['missed']} | {float(str(row['train_cpu_seconds'])) / 60:.0f} |"
-        )
+        millions, minutes = float(str(row["parameters"])) / 1e6, float(str(row["train_cpu_seconds"])) / 60
+        lines.append(line.format(**row, millions=millions, minutes=minutes))
     return "\n".join(lines)
 
 
