@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "doctor": "check the installation and say what to do about each problem",
     "models": "list the trainers, what they need and where they come from",
     "plan": "write plans that size a network for a preprocessed data set",
+    "import-weights": "fit published weights to a data set, for fine-tuning",
     "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
 }
 
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(module.run(arguments))
         except UserError as error:
             print(f"nnunet_ext {name}: {error}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:
+            # The reader, such as `head`, has seen enough. Python would complain once more while flushing at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
             print(f"nnunet_ext {name}: interrupted", file=sys.stderr)
