@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from nnunet_ext.errors import UserError
 # Model name -> function(**config) that builds the network with the official code's parameter names.
 _BUILDERS = {
     "segmamba": "nnunet_ext.checkpoints.segmamba:build",
+    "unetrpp": "nnunet_ext.checkpoints.unetrpp:build",
 }
 # Where published files keep the weights, in the order they are looked for.
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "module")
@@ -75,7 +78,8 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], shown: int =
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a `.pth`, `.pt` or `.model` file without executing anything in it.
 
-    Wrappers such as `{"state_dict": …}` and the prefix `module.` of data-parallel training are removed.
+    Wrappers such as `{"state_dict": …}` and the prefix `module.` of data-parallel training are removed. Beside
+    tensors and plain values, numpy numbers are accepted: nnU-Net v1 files (`.model`) hold their loss curves so.
 
     Raises:
         UserError: the file is missing, damaged, holds code, or holds no weights.
@@ -84,7 +88,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a downloaded checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _numpy_numbers_accepted():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} holds more than tensors and was not loaded ({reason})") from None
@@ -100,3 +105,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if all(key.startswith(prefix) for key in content):
         return {key[len(prefix) :]: value for key, value in content.items()}
     return dict(content)
+
+
+@contextmanager
+def _numpy_numbers_accepted() -> Iterator[None]:
+    """Let `weights_only` reading make numpy numbers, under the names numpy 1 and 2 write them with."""
+    before = torch.serialization.get_safe_globals()
+    makers = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+
+        def scalar(dtype: np.dtype, data: bytes) -> Any:
+            return np.frombuffer(data, dtype)[0]
+
+        scalar.__module__ = module
+        scalar.__qualname__ = "scalar"
+        makers.append(scalar)
+    types = {type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "b1")}
+    torch.serialization.add_safe_globals([*makers, np.dtype, *types])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)

@@ -55,7 +55,7 @@ def _segmamba(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> d
 
 def _unetrpp(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
     """The patch, which the network's projections belong to, and strides that divide it; nnU-Net's need not."""
-    from nnunet_ext.architectures.unetrpp import fit_geometry
+    from nnunet_ext.architectures.unetrpp_geometry import fit_geometry
 
     return {"patch_size": list(patch_size), "strides": [list(stride) for stride in fit_geometry(patch_size).strides]}
 

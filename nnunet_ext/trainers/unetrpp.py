@@ -31,7 +31,7 @@ class nnUNetTrainerUNETRPP(SharedTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         # Before anything is written.
-        _require_3d(PlansManager(plans), configuration)
+        require_3d(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
 
     @staticmethod
@@ -52,7 +52,12 @@ class nnUNetTrainerUNETRPP(SharedTrainer):
         return loss
 
 
-def _require_3d(plans_manager: PlansManager, configuration: str) -> None:
+def require_3d(plans_manager: PlansManager, configuration: str) -> None:
+    """Refuse a configuration for slices.
+
+    Raises:
+        TrainingError: naming the configurations for volumes that the plans have.
+    """
     if len(plans_manager.get_configuration(configuration).patch_size) == 3:
         return
     names = [

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from nnunet_ext.architectures.epa import _SpatialAttention, spatial_attention
-from nnunet_ext.architectures.unetrpp import MAX_TOKENS, UNETRPP, VARIANTS, fit_geometry
+from nnunet_ext.architectures.unetrpp import UNETRPP, VARIANTS
 from nnunet_ext.architectures.unetrpp_blocks import conv3x3x3, instance_norm_leaky_relu_
+from nnunet_ext.architectures.unetrpp_geometry import MAX_TOKENS, fit_geometry
 from nnunet_ext.architectures.unetrpp_plain import plain_forward
 
 GOLDEN = Path(__file__).parent.parent / "golden"
