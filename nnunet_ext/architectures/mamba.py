@@ -7,14 +7,17 @@ the same in reverse, and inter-slice (first axis fastest). Their sum sees every 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.ops.causal_conv1d import causal_conv1d
 from nnunet_ext.ops.selective_scan import selective_scan
 
-DIRECTIONS = ("", "_b", "_s")  # forward, reverse, inter-slice: the suffixes of the published parameter names
+# The suffixes of the published parameter names, and the orders of `nnunet_ext.ops.order` they stand for.
+DIRECTIONS = {"": "forward", "_b": "reverse", "_s": "slices"}
 
 
 class TriOrientedMamba(nn.Module):
@@ -74,32 +77,25 @@ class TriOrientedMamba(nn.Module):
         if length % num_slices:
             raise ValueError(f"num_slices={num_slices} does not divide the {length} tokens of this stage")
         with torch.autocast(tokens.device.type, enabled=False):
-            xz = (self.in_proj.weight @ tokens.float().transpose(1, 2)).float()  # (batch, 2 d_inner, length)
-            y = self._scan(xz, "")
-            y = y + self._scan(xz.flip(-1), "_b").flip(-1)
-            y = y + across_slices(self._scan(across_slices(xz, num_slices), "_s"), length // num_slices)
-            return self.out_proj(y.transpose(1, 2))
+            xz = self.in_proj.weight @ tokens.float().transpose(1, 2)  # (batch, 2 d_inner, length)
+            x, z = xz.chunk(2, dim=1)
+            y = sum(self._scan(x, suffix, orientation, num_slices) for suffix, orientation in DIRECTIONS.items())
+            # The published code gates every order by the same z before the sum.
+            return self.out_proj((y * F.silu(z)).transpose(1, 2))
 
-    def _scan(self, xz: Tensor, direction: str) -> Tensor:
-        """Convolution, input-dependent parameters, scan and gate of one order: (batch, d_inner, length)."""
-        conv, x_proj, dt_proj = (self.get_submodule(f"{name}{direction}") for name in ("conv1d", "x_proj", "dt_proj"))
-        A_log, D = self.get_parameter(f"A{direction}_log"), self.get_parameter(f"D{direction}")
-        x, z = xz.chunk(2, dim=1)
-        x = causal_conv1d(x, conv.weight[:, 0], conv.bias, silu=True)
+    def _scan(self, x: Tensor, suffix: str, orientation: str, num_slices: int) -> Tensor:
+        """Convolution, input-dependent parameters and scan in one order: (batch, d_inner, length) in memory order."""
+        conv, x_proj, dt_proj = (self.get_submodule(f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        A_log, D = self.get_parameter(f"A{suffix}_log"), self.get_parameter(f"D{suffix}")
+        order: dict[str, Any] = {"orientation": orientation, "num_slices": num_slices}
+        x = causal_conv1d(x, conv.weight[:, 0], conv.bias, silu=True, **order)
+        # The projections mix channels only, so they need no order.
         dt, B, C = (x_proj.weight @ x).split((self.dt_rank, self.d_state, self.d_state), dim=1)
-        out = selective_scan(
-            x, dt_proj.weight @ dt, -torch.exp(A_log.float()), B, C, D, z, dt_proj.bias, delta_softplus=True
-        )
+        delta = dt_proj.weight @ dt
+        A = -torch.exp(A_log.float())
+        out = selective_scan(x, delta, A, B, C, D, delta_bias=dt_proj.bias, delta_softplus=True, **order)
         assert isinstance(out, Tensor)
         return out
-
-
-def across_slices(x: Tensor, num_slices: int) -> Tensor:
-    """Read (…, num_slices * per_slice) slice index fastest: the inter-slice order.
-
-    Its inverse is itself with `per_slice` in place of `num_slices`.
-    """
-    return x.unflatten(-1, (num_slices, -1)).transpose(-1, -2).flatten(-2)
 
 
 class MambaLayer(nn.Module):

@@ -8,37 +8,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_ext.ops import conv_cpu
+from nnunet_ext.ops.compiled import why_no_numba
+from nnunet_ext.ops.order import check_orientation, reorder, restore
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    silu: bool = False,
+    *,
+    orientation: str = "forward",
+    num_slices: int = 1,
+) -> Tensor:
     """Convolve every channel with its own filter that sees only the present and the past.
 
     y[b, d, t] = bias[d] + sum_k weight[d, k] x[b, d, t - width + 1 + k], x being zero before the first step.
-    Uses the causal-conv1d package's kernel on CUDA where it works, else PyTorch's depthwise convolution.
+    Past and future are those of an order of `nnunet_ext.ops.order`; x and y lie in memory order. Uses the causal-conv1d
+    package's kernel on CUDA where it works, a numba kernel on the CPU, else PyTorch's depthwise convolution.
 
     Args:
         x: (batch, channels, length).
         weight: (channels, width).
         bias: (channels,).
         silu: apply SiLU to the result.
+        orientation: forward, reverse or slices.
+        num_slices: how many equal parts the order `slices` interleaves.
 
     Returns:
         (batch, channels, length), in the type of `x`.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, the orientation is unknown, or num_slices does not divide the length.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
         raise ValueError(
             f"x must be (batch, channels, length) and weight (channels, width), not {tuple(x.shape)}, "
             f"{tuple(weight.shape)}"
         )
+    check_orientation(orientation, num_slices, x.shape[2])
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and why_no_numba() is None:
+        return conv_cpu.convolve(x, weight.to(x.dtype), bias, silu, orientation, num_slices)
+    ordered = reorder(x, orientation, num_slices)
     if x.is_cuda and 2 <= weight.shape[1] <= 4 and why_not(x.device) is None:
         from causal_conv1d import causal_conv1d_fn
 
-        return causal_conv1d_fn(x.contiguous(), weight, bias, activation="silu" if silu else None)
-    width = weight.shape[1]
-    y = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=x.shape[1])[..., : x.shape[2]]
-    return F.silu(y) if silu else y
+        y = causal_conv1d_fn(ordered.contiguous(), weight, bias, activation="silu" if silu else None)
+    else:
+        width = weight.shape[1]
+        y = F.conv1d(ordered, weight[:, None], bias, padding=width - 1, groups=x.shape[1])[..., : x.shape[2]]
+        y = F.silu(y) if silu else y
+    return restore(y, orientation, num_slices)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ext.architectures.mamba import across_slices
 from nnunet_ext.architectures.segmamba import SegMamba
 from nnunet_ext.checkpoints import build_from_official
+from nnunet_ext.ops.order import reorder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -110,8 +110,8 @@ def test_padding_changes_nothing_where_there_is_none():
 
 def test_inter_slice_order():
     x = torch.arange(6)[None]  # two slices of three voxels
-    assert across_slices(x, 2).tolist() == [[0, 3, 1, 4, 2, 5]]
-    assert torch.equal(across_slices(across_slices(x, 2), 3), x)
+    assert reorder(x, "slices", 2).tolist() == [[0, 3, 1, 4, 2, 5]]
+    assert torch.equal(reorder(reorder(x, "slices", 2), "slices", 3), x)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():

@@ -1,29 +1,63 @@
-"""The causal convolution against its written-out sum, gradients included."""
+"""The causal convolution against its written-out sum, in every order, gradients included."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from nnunet_ext.ops import causal_conv1d as module
+from nnunet_ext.ops import order
 from nnunet_ext.ops.causal_conv1d import causal_conv1d, reference
+from nnunet_ext.ops.order import reorder, restore
+
+
+@pytest.fixture(params=["numba", "plain"])
+def way(request, monkeypatch):
+    """The numba kernels in blocks shorter than the filter as well as longer, and PyTorch's convolution."""
+    monkeypatch.setattr(order, "_BLOCK", 20)
+    monkeypatch.setattr(order, "_LONGEST_BLOCK", 20)
+    if request.param == "plain":
+        monkeypatch.setattr(module, "why_no_numba", lambda: "switched off for the test")
+
+
+def compare(leaves, tolerance=1e-12, silu=False, orientation="forward", num_slices=1):
+    results = []
+    for ours in (True, False):
+        own = [x.clone().requires_grad_(True) for x in leaves]
+        if ours:
+            out = causal_conv1d(*own, silu=silu, orientation=orientation, num_slices=num_slices)
+        else:
+            ordered = reorder(own[0], orientation, num_slices)
+            out = restore(reference(ordered, *own[1:], silu=silu), orientation, num_slices)
+        (out**2).sum().backward()
+        results.append([out.detach(), *[x.grad for x in own]])
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
+
+
+def make(length, width=4):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=g, dtype=torch.float64) for s in [(2, 5, length), (5, width), (5,)]]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 50])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_reference(length, silu, with_bias):
-    g = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(s, generator=g, dtype=torch.float64) for s in [(2, 5, length), (5, 4), (5,)]]
-    if not with_bias:
-        leaves = leaves[:2]
-    results = []
-    for function in (causal_conv1d, reference):
-        own = [x.clone().requires_grad_(True) for x in leaves]
-        out = function(*own, silu=silu)
-        (out**2).sum().backward()
-        results.append([out.detach(), *[x.grad for x in own]])
-    for fast, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+def test_equals_reference(length, silu, with_bias, way):
+    leaves = make(length)
+    compare(leaves if with_bias else leaves[:2], silu=silu)
+
+
+@pytest.mark.parametrize("width", [1, 4, 23])
+@pytest.mark.parametrize(("orientation", "num_slices"), [("reverse", 1), ("slices", 4), ("slices", 30), ("slices", 60)])
+def test_orders(orientation, num_slices, width, way):
+    compare(make(60, width), silu=True, orientation=orientation, num_slices=num_slices)
+
+
+def test_strided_single_precision(way):
+    leaves = [x.float() for x in make(50)]
+    leaves[0] = torch.cat([leaves[0], leaves[0]], 1)[:, :5]
+    compare(leaves, 1e-4, silu=True)
 
 
 def test_sees_no_future():
@@ -37,3 +71,7 @@ def test_sees_no_future():
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="weight"):
         causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="num_slices=3 does not divide"):
+        causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 4), orientation="slices", num_slices=3)
+    with pytest.raises(ValueError, match="orientation='sideways'"):
+        causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 4), orientation="sideways")

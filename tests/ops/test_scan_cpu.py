@@ -15,7 +15,7 @@ import torch
 from test_selective_scan import NAMES, assert_close, make, run
 
 import nnunet_ext
-from nnunet_ext.ops import threads
+from nnunet_ext.ops import compiled, order
 from nnunet_ext.ops.order import reorder, restore
 from nnunet_ext.ops.selective_scan import cpu, selective_scan
 
@@ -30,6 +30,9 @@ def test_order_is_what_its_table_says(orientation, num_slices):
         "reverse": lambda t: length - 1 - t,
         "slices": lambda t: (t % num_slices) * (length // num_slices) + t // num_slices,
     }[orientation]
+    origin, period, step_stride, run_stride = order.places_of(orientation, num_slices, length)
+    for t in range(length):
+        assert token(t) == origin + (t % period) * step_stride + (t // period) * run_stride
     x = torch.arange(length)
     assert reorder(x, orientation, num_slices).tolist() == [token(t) for t in range(length)]
     assert torch.equal(restore(reorder(x, orientation, num_slices), orientation, num_slices), x)
@@ -38,12 +41,12 @@ def test_order_is_what_its_table_says(orientation, num_slices):
 @pytest.mark.parametrize("block", [7, 16, 512])
 @pytest.mark.parametrize(("orientation", "num_slices"), ORDERS)
 def test_orders_by_index_equal_copies(orientation, num_slices, block, monkeypatch):
-    monkeypatch.setattr(cpu, "_BLOCK", block)
-    monkeypatch.setattr(cpu, "_LONGEST_BLOCK", max(block, 48))
+    monkeypatch.setattr(order, "_BLOCK", block)
+    monkeypatch.setattr(order, "_LONGEST_BLOCK", max(block, 48))
     arguments = make(length=60, states=17, groups=2)
-    order = {"orientation": orientation, "num_slices": num_slices, "delta_softplus": True}
-    out, last, grads = run(arguments, "cpu", **order)
-    expected_out, expected_last, expected_grads = run(arguments, "reference", **order)
+    options = {"orientation": orientation, "num_slices": num_slices, "delta_softplus": True}
+    out, last, grads = run(arguments, "cpu", **options)
+    expected_out, expected_last, expected_grads = run(arguments, "reference", **options)
     assert_close(out, expected_out, "out", 1e-12)
     assert_close(last, expected_last, "last state", 1e-12)
     for key in NAMES:
@@ -73,8 +76,8 @@ def test_strided_inputs_need_no_copy():
 def test_threads_change_nothing_but_the_order_of_sums(partial_bytes, monkeypatch):
     arguments = make(channels=5, length=70)
     one = run(arguments, "cpu", delta_softplus=True)
-    monkeypatch.setattr(threads, "_LEAST_WORK", 1)
-    monkeypatch.setattr(cpu, "_BLOCK", 16)
+    monkeypatch.setattr(compiled, "_LEAST_WORK", 1)
+    monkeypatch.setattr(order, "_BLOCK", 16)
     monkeypatch.setattr(cpu, "_PARTIAL_BYTES", partial_bytes)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     three = run(arguments, "cpu", delta_softplus=True)
@@ -126,7 +129,7 @@ def _in_child(queue):
 
 
 def test_works_in_a_forked_child_and_in_many_threads(monkeypatch):
-    monkeypatch.setattr(threads, "_LEAST_WORK", 1)
+    monkeypatch.setattr(compiled, "_LEAST_WORK", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     expected = run(make(), "cpu", delta_softplus=True)[0]
     context = multiprocessing.get_context("fork")
@@ -171,15 +174,15 @@ def test_no_folder_to_cache_in_is_no_obstacle(tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiles_without_graph_breaks():
     arguments = make(length=20)
-    order = {"orientation": "slices", "num_slices": 4, "delta_softplus": True, "backend": "cpu"}
-    plain = selective_scan(**arguments, **order) * 2
-    compiled = torch.compile(lambda **kw: selective_scan(**kw, **order) * 2, backend="aot_eager", fullgraph=True)
+    options = {"orientation": "slices", "num_slices": 4, "delta_softplus": True, "backend": "cpu"}
+    plain = selective_scan(**arguments, **options) * 2
+    traced = torch.compile(lambda **kw: selective_scan(**kw, **options) * 2, backend="aot_eager", fullgraph=True)
     leaves = {k: v.clone().requires_grad_(True) for k, v in arguments.items()}
-    out = compiled(**leaves)
+    out = traced(**leaves)
     assert torch.equal(out, plain)
     (out / 2 * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)).sum().backward()
     leaves_plain = {k: v.clone().requires_grad_(True) for k, v in arguments.items()}
-    out = selective_scan(**leaves_plain, **order)
+    out = selective_scan(**leaves_plain, **options)
     (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)).sum().backward()
     for key in NAMES:
         assert_close(leaves[key].grad, leaves_plain[key].grad, f"grad_{key}", 1e-12)

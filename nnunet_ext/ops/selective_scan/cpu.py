@@ -1,28 +1,22 @@
 """The scan on the CPU: numba kernels (`cpu_kernels`), several times faster than plain PyTorch, without a compiler.
 
-Compiled at the first call (some three seconds) and kept on disk, where numba's cache can be written: NUMBA_CACHE_DIR,
-else beside this file, else the user's cache folder. Uses torch.get_num_threads() threads. The forward pass keeps the
-states between blocks of the sequence, one sixteenth of its output; the backward pass recomputes the states within.
+Compiled at the first call (some three seconds) and kept on disk. Uses torch.get_num_threads() threads. The forward pass
+keeps the states between blocks of the sequence (a thirty-second of its output at sixteen states); the backward pass
+recomputes the states within.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops.order import reorder, restore
-from nnunet_ext.ops.threads import share_rows, thread_count
+from nnunet_ext.ops.compiled import array, compile_kernel, share_rows, thread_count, why_no_numba
+from nnunet_ext.ops.order import blocks_of, reorder, restore
 
-# Steps worked through at once: long enough for the processor to prefetch rows, short enough for its caches.
-_BLOCK = 512
-# The inter-slice order goes through all slices before it takes the next place, so a block takes sixteen places, a
-# whole cache line in each slice, as long as it is no longer than this.
-_LONGEST_BLOCK = 2048
 # Every thread sums the gradients of B and C for itself, over parts of the sequence that keep within this.
 _PARTIAL_BYTES = 128 * 2**20
 
@@ -33,17 +27,7 @@ def why_not(device: torch.device) -> str | None:
     """None on the CPU if numba works, else the reason in one line."""
     if device.type != "cpu":
         return "needs a CPU"
-    return _probe()
-
-
-@functools.cache
-def _probe() -> str | None:
-    # numba refuses numpy versions it does not know with ImportError, and broken LLVM bindings raise OSError.
-    try:
-        import numba
-    except (ImportError, OSError) as error:
-        return f"numba cannot be imported ({(str(error).splitlines() or ['no reason given'])[0]})"
-    return "NUMBA_DISABLE_JIT is set" if getattr(numba.config, "DISABLE_JIT", 0) else None
+    return why_no_numba()
 
 
 def scan(
@@ -98,7 +82,7 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, n
 def _forward_shapes(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, num_slices, keep):
     batch, channels, length = u.shape
     out = u.new_empty(batch, channels, length)
-    blocks = len(_blocks(orientation, num_slices, length)[0]) if keep else 0
+    blocks = len(blocks_of(orientation, num_slices, length)[0]) if keep else 0
     return out, u.new_empty(batch, channels, A.shape[1]), u.new_empty(blocks, batch, channels, _padded(A.shape[1]))
 
 
@@ -211,7 +195,7 @@ def _prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, n
     def per_channel(x):
         return np.zeros(A.shape[0], u.numpy().dtype) if x is None else x.contiguous().numpy()
 
-    blocks, step_stride, run_stride = _blocks(orientation, num_slices, u.shape[2])
+    blocks, step_stride, run_stride = blocks_of(orientation, num_slices, u.shape[2])
     gate = u.new_empty(0, 0, 0) if z is None else z
     return (
         u.numpy(), delta.numpy(), scaled_A.to(u.dtype).numpy(), by_step(B), by_step(C), per_channel(D), gate.numpy(),
@@ -223,53 +207,29 @@ def _padded(states: int) -> int:
     return -(-states // 16) * 16
 
 
-def _blocks(orientation: str, num_slices: int, length: int) -> tuple[np.ndarray, int, int]:
-    """The table of blocks (columns as in `cpu_kernels`) and the strides between steps and between runs."""
-    if orientation == "slices" and num_slices > 1:
-        places = length // num_slices
-        if num_slices <= _LONGEST_BLOCK:
-            at_once = max(1, min(16, _LONGEST_BLOCK // num_slices))
-            at_once = max(at_once, _BLOCK // num_slices)
-            origin = np.arange(0, places, at_once)
-            runs = np.minimum(at_once, places - origin)
-            return np.stack([origin * num_slices, origin, np.full_like(runs, num_slices), runs], 1), places, 1
-        slices = np.arange(0, num_slices, _BLOCK)
-        steps = np.minimum(_BLOCK, num_slices - slices)
-        place = np.arange(places)[:, None]
-        table = [place * num_slices + slices, place + places * slices, *np.broadcast_arrays(steps, place)[:1]]
-        return np.stack([*(x.ravel() for x in table), np.ones(table[0].size, int)], 1), places, 1
-    start = np.arange(0, length, _BLOCK)
-    steps = np.minimum(_BLOCK, length - start)
-    backwards = orientation == "reverse"
-    origin = length - 1 - start if backwards else start
-    return np.stack([start, origin, np.ones_like(steps), steps], 1), 0, -1 if backwards else 1
-
-
 @functools.cache
 def _kernel(name: str, dtype: torch.dtype) -> Any:
-    """A kernel compiled for one type of numbers and any strides, from numba's cache where that can be written."""
-    import numba
+    """A kernel compiled for one type of numbers and any strides of the sequences."""
+    from numba import boolean, int64
 
-    function = getattr(importlib.import_module("nnunet_ext.ops.selective_scan.cpu_kernels"), name)
-    number = numba.float64 if dtype == torch.float64 else numba.float32
+    from nnunet_ext.ops.selective_scan import cpu_kernels
 
-    def array(dimensions, kind=number, layout="C"):
-        return numba.types.Array(kind, dimensions, layout)
+    def contiguous(dimensions: int) -> Any:
+        return array(dimensions, dtype)
 
-    strided, integer = array(3, layout="A"), numba.int64
+    def sums(dimensions: int) -> Any:
+        return array(dimensions, torch.float64)
+
+    sequence = array(3, dtype, strided=True)
     signature = [
-        strided, strided, array(2), array(4), array(4), array(1), strided, array(1), numba.boolean,
-        array(2, numba.int64), integer, integer, integer, integer,
+        sequence, sequence, contiguous(2), contiguous(4), contiguous(4), contiguous(1), sequence, contiguous(1),
+        boolean, array(2, torch.int64), int64, int64, int64, int64,
     ]  # fmt: skip
     if name == "forward":
-        signature += [strided, array(3), array(4)]
+        signature += [sequence, contiguous(3), contiguous(4)]
     else:
-        double = numba.float64
         signature += [
-            array(4), integer, integer, strided, array(3),
-            strided, strided, array(3, double), array(4), array(4), array(2, double), strided, array(2, double),
+            contiguous(4), int64, int64, sequence, contiguous(3),
+            sequence, sequence, sums(3), contiguous(4), contiguous(4), sums(2), sequence, sums(2),
         ]  # fmt: skip
-    try:
-        return numba.njit(numba.void(*signature), nogil=True, cache=True)(function)
-    except (RuntimeError, OSError):  # no folder to cache in, or no room in it
-        return numba.njit(numba.void(*signature), nogil=True)(function)
+    return compile_kernel(getattr(cpu_kernels, name), signature)
