@@ -67,8 +67,7 @@ def compare_label_maps(
         ignored = code_of[labels.ignore]
         counts[ignored] = 0
         excluded = ref == ignored
-        ref[excluded] = 0
-        pred[excluded] = 0
+        ref, pred = np.where(excluded, 0, ref), np.where(excluded, 0, pred)
 
     targets = {t: [code_of[v] for v in (t if isinstance(t, tuple) else (t,))] for t in labels.targets}
     voxel_ml = float(np.prod(spacing_mm)) / 1000 if reference.ndim == 3 else float("nan")
@@ -80,10 +79,7 @@ def compare_label_maps(
         table: np.ndarray = np.zeros(len(labels.values), dtype=ref.dtype)
         for number, target in enumerate(group, start=1):
             table[targets[target]] = number
-        grouped = (flat_ref, flat_pred)
-        if not np.array_equal(table, np.arange(len(table))):
-            grouped = (look_up(table, flat_ref), look_up(table, flat_pred))
-        found = distances_of_codes(*grouped, in_plane, len(group))
+        found = distances_of_codes(look_up(table, flat_ref), look_up(table, flat_pred), in_plane, len(group))
         for target, distances in zip(group, found, strict=True):
             result[target] = {
                 **_overlap(counts, targets[target], voxel_ml),
@@ -149,10 +145,7 @@ def _codes(array: np.ndarray, values: Sequence[int], whose: str) -> np.ndarray:
     unknown = smallest if smallest < 0 else largest if largest > limit else None
     if unknown is None:
         # One code beyond the last stands for unknown values.
-        dtype = np.uint8 if len(values) < 256 else np.uint16
-        if len(values) == limit + 1:
-            return array.astype(dtype)
-        table: np.ndarray = np.full(limit + 1, len(values), dtype=dtype)
+        table: np.ndarray = np.full(limit + 1, len(values), dtype=np.uint8 if len(values) < 256 else np.uint16)
         table[list(values)] = np.arange(len(values))
         codes = look_up(table, array)
         if not array.size or int(codes.max()) < len(values):

@@ -113,7 +113,11 @@ def foreground_box(*maps: np.ndarray) -> tuple[slice, ...]:
 
 
 def look_up(table: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """`table[array]` with indices beyond either end clipped to it, in chunks: numpy would make all indices int64."""
+    """`table[array]` with indices beyond either end clipped to it; `array` itself where that changes nothing."""
+    top = int(array.max(initial=0))
+    if array.dtype == table.dtype and np.array_equal(table[: top + 1], np.arange(top + 1)):
+        return array
+    # In steps, because numpy makes all indices int64.
     flat = array.reshape(-1)
     result: np.ndarray = np.empty(flat.size, dtype=table.dtype)
     for start in range(0, flat.size, _CHUNK):
