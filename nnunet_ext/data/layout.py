@@ -1,0 +1,169 @@
+"""The files of an nnU-Net raw data set, found without assuming that they are all there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.data.findings import Finding
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import read_json
+
+# Folder suffix: training and test cases.
+SPLITS = ("Tr", "Ts")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """One case: `split` is Tr or Ts, `images` one file per channel, `label` None where there is none."""
+
+    name: str
+    split: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A raw data set as it lies on the disk.
+
+    Attributes:
+        folder: with dataset.json, imagesTr, labelsTr and perhaps imagesTs, labelsTs.
+        description: dataset.json.
+        channels: channel names in order.
+        labels: name to value, or to the values of a region.
+        file_ending: such as .nii.gz.
+        cases: those with all their channels.
+        findings: what is wrong so far.
+    """
+
+    folder: Path
+    description: dict[str, Any]
+    channels: tuple[str, ...]
+    labels: dict[str, Any]
+    file_ending: str
+    cases: tuple[CaseFiles, ...]
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All declared label values, 0 included."""
+        found = {0}
+        for value in self.labels.values():
+            found.update(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+        return tuple(sorted(found))
+
+    def name_of(self, value: int) -> str:
+        return next((name for name, v in self.labels.items() if v == value), str(value))
+
+    @property
+    def is_ct(self) -> tuple[bool, ...]:
+        return tuple(name.lower() == "ct" for name in self.channels)
+
+
+def find_dataset(name: str | os.PathLike[str]) -> Path:
+    """The folder of a data set given as a path, a name such as Dataset004_Hippocampus, or a number.
+
+    Names and numbers are looked up in $nnUNet_raw.
+
+    Raises:
+        UserError: there is none, or several with that number.
+    """
+    if Path(name).is_dir():
+        return Path(os.path.abspath(name))
+    raw = os.environ.get("nnUNet_raw")
+    if raw is None:
+        raise UserError(f"{name} is not a folder; give one, or set nnUNet_raw and give a data set's name or number")
+    text = str(name)
+    pattern = f"Dataset{int(text):03d}_*" if text.isdecimal() else text
+    found = [path for path in sorted(Path(raw).glob(pattern)) if path.is_dir()] if "/" not in pattern else []
+    if len(found) != 1:
+        raise UserError(f"{name}: {len(found)} data sets of that name or number in {raw}; expected one")
+    return found[0]
+
+
+def read_layout(folder: Path) -> Layout:
+    """Find the cases of a raw data set and list what is missing.
+
+    Raises:
+        UserError: there is no dataset.json that says what a channel, a label and an image file are.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no dataset.json; expected an nnU-Net raw data set (see nnunet_ext data convert)")
+    description = read_json(path)
+    channels = description.get("channel_names", description.get("modality"))
+    labels, ending = description.get("labels"), description.get("file_ending")
+    if not (isinstance(channels, dict) and channels and isinstance(labels, dict) and isinstance(ending, str)):
+        raise UserError(
+            f"{path} lacks channel_names, labels or file_ending; expected nnU-Net v2's form of dataset.json"
+        )
+    findings = list(_check_labels(path, labels))
+    if not isinstance(description.get("numTraining"), int):
+        findings.append(Finding("dataset-json", str(path), "no numTraining"))
+    cases: list[CaseFiles] = []
+    if isinstance(description.get("dataset"), dict):
+        for name, files in description["dataset"].items():
+            images = tuple(folder / os.path.expandvars(image) for image in files["images"])
+            cases.append(CaseFiles(name, "Tr", images, folder / os.path.expandvars(files["label"])))
+        splits: tuple[str, ...] = ("Ts",)
+    else:
+        splits = SPLITS
+    for split in splits:
+        found, wrong = _find_cases(folder, split, ending, len(channels))
+        cases += found
+        findings += wrong
+    training = sum(case.split == "Tr" for case in cases)
+    declared = description.get("numTraining")
+    if isinstance(declared, int) and declared != training and not any(f.check == "missing-channel" for f in findings):
+        findings.append(Finding("case-count", str(path), f"numTraining is {declared}, {training} cases are complete"))
+    if not training and not any(f.check == "missing-channel" for f in findings):
+        raise UserError(f"{folder / 'imagesTr'} has no case named CASE_0000{ending}; check file_ending in {path}")
+    names = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    return Layout(folder, description, names, labels, ending, tuple(cases), tuple(findings))
+
+
+def _check_labels(path: Path, labels: dict[str, Any]) -> list[Finding]:
+    try:
+        values = sorted({int(v) for value in labels.values() for v in (value if isinstance(value, list) else [value])})
+    except (TypeError, ValueError):
+        raise UserError(f"{path} has a label whose value is not a whole number or a list of them") from None
+    if labels.get("background") != 0:
+        return [Finding("dataset-json", str(path), f"background is {labels.get('background')}; expected 0")]
+    if values != list(range(len(values))):
+        return [Finding("labels-not-consecutive", str(path), f"values {values}; expected 0 to {len(values) - 1}")]
+    return []
+
+
+def _find_cases(folder: Path, split: str, ending: str, channels: int) -> tuple[list[CaseFiles], list[Finding]]:
+    images, label_folder = folder / f"images{split}", folder / f"labels{split}"
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    matches = {path: pattern.fullmatch(path.name) for path in sorted(images.glob("*")) if path.name[0] != "."}
+    findings = [
+        Finding("stray-file", str(path), f"not named CASE_0000{ending}") for path, match in matches.items() if not match
+    ]
+    counted = Counter(match[1] for match in matches.values() if match)
+    present = {path.name for path in matches}
+    cases = []
+    for name in sorted(counted):
+        wanted = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
+        missing = [path for path in wanted if path.name not in present]
+        findings += [Finding("missing-channel", str(p), f"one of {channels} channels of case {name}") for p in missing]
+        if counted[name] > channels - len(missing):
+            text = f"{counted[name]} channel files; dataset.json names {channels}"
+            findings.append(Finding("channel-count", str(images / name), text))
+        label: Path | None = label_folder / f"{name}{ending}"
+        if label is not None and not label.is_file():
+            if split == "Tr":
+                findings.append(Finding("image-without-label", str(label), f"case {name} has images only"))
+            label = None
+        if not missing:
+            cases.append(CaseFiles(name, split, wanted, label))
+    for path in sorted(label_folder.glob("*")):
+        if path.name[0] != "." and path.name[: -len(ending)] not in counted:
+            findings.append(Finding("label-without-image", str(path), "no image of that name"))
+    return cases, findings

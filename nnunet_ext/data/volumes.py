@@ -1,0 +1,196 @@
+"""Reading images for inspection: every byte, the raw voxels, and both geometries a NIfTI header can hold.
+
+nnU-Net reads through SimpleITK, which turns NaN into 0, fills the missing part of a truncated file with 0 and picks one
+of the two geometries. So NIfTI is read here with nibabel and compared with what SimpleITK makes of the header.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from nnunet_ext.data.findings import Finding
+from nnunet_ext.errors import UserError
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Headers store single precision, so two honest copies of one grid differ by about this much.
+TOLERANCE_MM = 1e-2
+_SMALLEST_MM, _LARGEST_MM = 0.01, 50.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One image file.
+
+    Attributes:
+        path: the file.
+        array: voxels as stored, axes (z, y, x) or (y, x); further axes of a 4D file come first, colours last.
+        slope, inter: value = slope * voxel + inter.
+        affine: voxel (x, y, z) to patient coordinates (RAS, mm).
+        spacing_mm: voxel size along (x, y, z), or (x, y).
+        colours: values per pixel; 3 for RGB.
+        nifti: whether the header is NIfTI's, so that it has world coordinates to trust.
+        findings: what is wrong with the header.
+    """
+
+    path: Path
+    array: np.ndarray
+    slope: float
+    inter: float
+    affine: np.ndarray
+    spacing_mm: tuple[float, ...]
+    colours: int
+    nifti: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def spatial(self) -> np.ndarray:
+        """The voxels with the first colour only."""
+        return self.array[..., 0] if self.colours > 1 else self.array
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """Values in the image's unit; float32 when the header scales."""
+        if (self.slope, self.inter) == (1, 0):
+            return self.array
+        return self.array.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read NIfTI with nibabel, anything else with SimpleITK.
+
+    Raises:
+        UserError: the file is missing, damaged or cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    return _read_nifti(path) if path.name.endswith((".nii", ".nii.gz")) else _read_simpleitk(path)
+
+
+def displacement_mm(shape: tuple[int, ...], first: np.ndarray, second: np.ndarray) -> float:
+    """The farthest a corner voxel of a grid of `shape` (x, y, z) moves between two affines (4 x 4, mm)."""
+    full = (*shape, 1, 1)[:3]
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in full], indexing="ij")).reshape(3, -1)
+    moved = (first - second)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
+    return float(np.linalg.norm(moved, axis=0).max())
+
+
+def _read_nifti(path: Path) -> Volume:
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)  # reads to the end, checksums included
+        kind = nibabel.Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nibabel.Nifti1Image
+        image = kind.from_bytes(data)
+        # nibabel quietly mends voxel sizes of 0 in its copy of the header.
+        size = kind.header_class.template_dtype.itemsize
+        stored = kind.header_class(data[:size], check=False)["pixdim"]
+        proxy: Any = image.dataobj
+        array: np.ndarray = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}); restore it") from None
+    except (TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
+        raise UserError(f"{path} is no readable NIfTI file ({' '.join(str(error).split())}); restore it") from None
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.dtype.names:  # RGB, stored as a record
+        raise UserError(f"{path} holds colours; expected one number per voxel")
+    spacing = tuple(float(value) for value in stored[1 : 1 + min(array.ndim, 3)])
+    findings = _check_header(path, image, spacing)
+    if array.ndim <= 3 and not findings:
+        findings = _compare_with_simpleitk(path, array.shape, image.affine)
+    return Volume(
+        path, array.T, float(proxy.slope), float(proxy.inter), image.affine, spacing, 1, True, tuple(findings)
+    )
+
+
+def _check_header(path: Path, image: Any, spacing: tuple[float, ...]) -> list[Finding]:
+    name, header = str(path), image.header
+    if not all(np.isfinite(value) and value > 0 for value in spacing):
+        return [Finding("voxel-size-invalid", name, f"voxel size {_numbers(spacing)}; expected positive mm")]
+    findings = []
+    if min(spacing) < _SMALLEST_MM or max(spacing) > _LARGEST_MM:
+        expected = f"{_SMALLEST_MM} to {_LARGEST_MM:g} mm"
+        findings.append(Finding("voxel-size-absurd", name, f"voxel size {_numbers(spacing)}; expected {expected}"))
+    unit = header.get_xyzt_units()[0]
+    if unit in ("meter", "micron"):
+        findings.append(Finding("units", name, f"lengths in {unit}; expected mm"))
+    qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        findings.append(Finding("no-form", name, "qform and sform codes are both 0"))
+    if sform is not None:
+        columns = np.linalg.norm(sform[:3, :3], axis=0)
+        if not np.isfinite(sform).all() or columns.min() <= 0:
+            return [*findings, Finding("voxel-size-invalid", name, f"sform with voxel size {_numbers(columns)}")]
+        cosines = sform[:3, :3] / columns
+        skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
+        if skew > 1e-3:
+            angle = np.degrees(np.arcsin(min(skew, 1)))
+            return [*findings, Finding("simpleitk-refuses", name, f"sform is sheared by {angle:.1f} degrees")]
+        if np.abs(columns[: len(spacing)] / spacing - 1).max() > 0.01:
+            text = f"sform has voxel size {_numbers(columns)}, pixdim and qform {_numbers(spacing)} mm"
+            return [*findings, Finding("forms-disagree", name, text)]
+    if qform is not None and sform is not None:
+        moved = displacement_mm(image.shape[:3], qform, sform)
+        if moved > max(spacing):
+            findings.append(Finding("forms-moved", name, f"qform and sform lie up to {moved:.1f} mm apart"))
+    return findings
+
+
+def _compare_with_simpleitk(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        return [Finding("simpleitk-refuses", str(path), reason)]
+    if reader.GetSize()[: len(shape)] != tuple(shape):
+        return [Finding("simpleitk-differs", str(path), f"SimpleITK sees shape {reader.GetSize()}, the header {shape}")]
+    theirs = _simpleitk_affine(reader)
+    if len(shape) < 3:  # a flat image has no third axis there
+        theirs[2] = affine[2]
+    moved = displacement_mm(shape, affine, theirs)
+    if moved > max(TOLERANCE_MM, 1e-3 * float(np.abs(affine[:3, :3]).max())):
+        return [Finding("simpleitk-differs", str(path), f"a corner lies {moved:.3g} mm from where nibabel puts it")]
+    return []
+
+
+def _simpleitk_affine(image: Any) -> np.ndarray:
+    """Affine (RAS, mm) of a SimpleITK image or reader with two or three axes."""
+    ndim = image.GetDimension()
+    affine = np.eye(4)
+    cosines = np.array(image.GetDirection()).reshape(ndim, ndim)
+    size = min(ndim, 3)
+    affine[:size, :size] = (cosines * np.array(image.GetSpacing()))[:size, :size]
+    affine[:size, 3] = image.GetOrigin()[:size]
+    return LPS_TO_RAS @ affine
+
+
+def _read_simpleitk(path: Path) -> Volume:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        raise UserError(f"{path} is damaged, cut short or no image; restore it") from None
+    array, spacing = sitk.GetArrayFromImage(image), tuple(image.GetSpacing())
+    findings = []
+    if not all(np.isfinite(value) and value > 0 for value in spacing):
+        findings.append(Finding("voxel-size-invalid", str(path), f"voxel size {_numbers(spacing)}"))
+    colours = image.GetNumberOfComponentsPerPixel()
+    return Volume(path, array, 1.0, 0.0, _simpleitk_affine(image), spacing, colours, False, tuple(findings))
+
+
+def _numbers(values: Any) -> str:
+    return "x".join(f"{value:.4g}" for value in values)
