@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cases", type=_at_least_six, metavar="N",
-        help="use N cases, a quarter of them for testing (default: 12 phantoms, or at most 24 cases of --data)",
+        help="use N cases, a quarter of them for testing (default: 16 phantoms, or at most 24 cases of --data)",
     )  # fmt: skip
     parser.add_argument(
         "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in of_kind("trainer")],
@@ -158,7 +158,7 @@ def _make_room(folder: Path, overwrite: bool, source: RawDataset | None) -> None
 
 def _make_data(raw: Path, source: RawDataset | None, cases: int | None, seed: int) -> Path:
     if source is None:
-        cases = cases or 12
+        cases = cases or 16
         print(f"Drawing {cases} phantoms (seed {seed}), {cases // 4} of them held out ...", flush=True)
         return make_dataset(raw / PHANTOMS, cases - cases // 4, cases // 4, seed, progress=True)
     cases = min(cases or 24, len(source.cases))
@@ -210,7 +210,7 @@ def _indented(line: str) -> str | None:
     return f"  {line}" if line else None
 
 
-def _small_patch(patch: list[int], voxels: int = 40_000) -> list[int]:
+def _small_patch(patch: list[int], voxels: int = 50_000) -> list[int]:
     """The planned patch, scaled down to about `voxels` for training on a CPU; multiples of 8 then."""
     factor = (voxels / math.prod(patch)) ** (1 / len(patch))
     if factor >= 1:

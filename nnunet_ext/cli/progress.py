@@ -12,7 +12,6 @@ _STAGES = (
     "Fingerprint extraction",
     "Experiment planning",
     "Preprocessing",
-    "There are ",
     "Predicting ",
     "predicting ",
     "Validation complete",

@@ -52,10 +52,9 @@ class Phantom:
 def make_phantom(seed: int, index: int = 0) -> Phantom:
     """Draw case `index` of the series `seed`; the same two numbers always give the same case."""
     rng = np.random.default_rng([seed, index])
-    in_plane = rng.uniform(0.95, 1.05)
-    spacing = np.array([rng.uniform(2.2, 2.8), in_plane, in_plane]).round(3)
-    shape = np.round(2 * _HALF_MM / spacing).astype(int) + rng.integers(-1, 2, size=3)
-    shape[1:] += rng.integers(-2, 3)
+    in_plane = rng.uniform(1.30, 1.42)
+    spacing = np.array([rng.uniform(3.0, 3.5), in_plane, in_plane]).round(3)
+    shape = np.round(2 * _HALF_MM / spacing).astype(int) - rng.integers(0, 3, size=3)
     for _ in range(50):
         tissue = _draw_anatomy(rng, shape, spacing)
         labels = _majority_label(tissue)
@@ -143,7 +142,7 @@ def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarr
     liver = blob((0.20, -0.06, -0.34), (0.66, 0.56, 0.46), 0.10)
     left_kidney = blob((-0.30, 0.38, 0.46), (0.40, 0.22, 0.19), 0.08)
     right_kidney = blob((-0.42, 0.36, -0.46), (0.40, 0.22, 0.19), 0.08)
-    lesion = blob(_inside_liver(rng), (0.26, 0.21, 0.21), 0.15)
+    lesion = blob(_inside_liver(rng), (0.29, 0.24, 0.24), 0.14)
     vessel = _vessel(rng, z, y, x) & liver
 
     grey = np.zeros(tuple(fine), np.float32)
@@ -151,7 +150,7 @@ def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarr
     # Later entries lie on top. Grey values differ from case to case by about as much as from tissue to tissue.
     for mask, label, mean in (
         (body, 0, 95.0),
-        (stomach & body, 0, 130.0),
+        (stomach & body, 0, 122.0),
         (spine & body, 0, 45.0),
         (left_kidney & body, LABELS["kidneys"], 190.0),
         (right_kidney & body, LABELS["kidneys"], 190.0),
@@ -178,9 +177,9 @@ def _vessel(rng: np.random.Generator, z: np.ndarray, y: np.ndarray, x: np.ndarra
     ends = [np.array([0.20 + up, -0.10, -0.64]) + rng.normal(0, 0.05, size=3) for up in (0.30, -0.26)]
     mask = np.zeros(np.broadcast_shapes(z.shape, y.shape, x.shape), bool)
     for start, end, wide, narrow in (
-        (entry, fork, 0.14, 0.12),
-        (fork, ends[0], 0.12, 0.085),
-        (fork, ends[1], 0.12, 0.085),
+        (entry, fork, 0.16, 0.14),
+        (fork, ends[0], 0.14, 0.10),
+        (fork, ends[1], 0.14, 0.10),
     ):
         along = end - start
         position = ((z - start[0]) * along[0] + (y - start[1]) * along[1] + (x - start[2]) * along[2]) / (along @ along)
@@ -194,8 +193,8 @@ def _acquire(rng: np.random.Generator, tissue: _Tissue) -> np.ndarray:
     """Scan the tissue: coil shading, slice and pixel averaging, point spread, Rician noise; int16."""
     grey = _average(tissue.grey, tissue.shape)
     grey = gaussian_filter(grey, sigma=(0.2, 0.45, 0.45))
-    grey *= np.exp(0.12 * _smooth_noise(rng, np.array(tissue.shape), knots=3))
-    sigma = rng.uniform(8, 13)
+    grey *= np.exp(0.08 * _smooth_noise(rng, np.array(tissue.shape), knots=3))
+    sigma = rng.uniform(6, 10)
     real, imaginary = rng.normal(0, sigma, size=(2, *tissue.shape))
     # The magnitude of a complex signal with noise in both parts, in units that differ between scanners.
     magnitude = np.hypot(grey + real, imaginary) * rng.uniform(2.0, 5.0)
