@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-COMMANDS = ("check", "clean", "get")
+COMMANDS = ("check", "clean", "get", "convert")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
