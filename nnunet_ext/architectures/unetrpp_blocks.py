@@ -38,6 +38,10 @@ def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
     a volume is therefore cut into two slabs that overlap by the kernel's reach: the same sums, as a batch of two.
     """
     batch, channels, depth, height, _ = x.shape
+    if depth == 2 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # The weight gradient of oneDNN's bf16 kernel holds uninitialised memory at depth 2 (torch 2.15).
+        with torch.autocast("cpu", enabled=False):
+            return F.conv3d(x.float(), weight, padding=1)
     slow = x.device.type == "cpu" and x.dtype == torch.float32 and batch == 1 and channels * depth * height <= 20480
     if not slow or depth < 8 or depth % 2:
         return F.conv3d(x, weight, padding=1)
