@@ -97,7 +97,8 @@ def brats(folder: Path, year: str) -> Source:
     Folders without a segmentation become test cases. Scans of one patient stay in one fold (2023 numbers them).
     """
     channels, separator, enhancing = _BRATS[year]
-    training, test = [], []
+    training: list[SourceCase] = []
+    test: list[SourceCase] = []
     for case in _folders(folder):
         files = [case / f"{case.name}{separator}{part}{ENDING}" for part in (*channels, "seg")]
         if not any(path.is_file() for path in files):

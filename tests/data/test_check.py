@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -19,6 +20,7 @@ from nnunet_ext.data.cohort import grouped_folds, patient_groups
 from nnunet_ext.data.findings import CHECKS
 from nnunet_ext.errors import UserError
 
+REPOSITORY = Path(__file__).parents[2]
 IMAGE, LABEL = "imagesTr/a_01_0000.nii.gz", "labelsTr/a_01.nii.gz"
 
 
@@ -141,7 +143,12 @@ def ct_offset(folder):
 test_copy.__test__ = False  # a plant, not a test
 
 SHEARED = np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+TILT = np.array([[np.cos(0.02), -np.sin(0.02), 0, 0], [np.sin(0.02), np.cos(0.02), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 PLANTS = {
+    "no count": (description(numTraining=None), "dataset-json"),
+    "background is 1": (description(labels={"background": 1, "left organ": 0}), "dataset-json"),
+    "too many channels": (copy(IMAGE, "imagesTr/a_01_0001.nii.gz"), "channel-count"),
+    "libraries choose differently": (header(IMAGE, lambda i: i.set_sform(i.affine @ TILT, 2)), "simpleitk-differs"),
     "NaN": (change(IMAGE, lambda a: put(a, (3, 3, 3), np.nan), np.float32), "not-finite"),
     "Inf": (change(IMAGE, lambda a: put(a, (3, 3, 3), np.inf), np.float32), "not-finite"),
     "truncated": (truncate, "unreadable"),
@@ -311,3 +318,14 @@ def test_command(clean, tmp_path):
     assert command(clean, "--splits", splits).returncode == 2
     done = command(tmp_path / "nowhere")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+
+
+def test_everything_is_documented():
+    from nnunet_ext.data.clean import NAMES
+    from nnunet_ext.data.layouts_public import SOURCES
+
+    text = (REPOSITORY / "docs" / "data.md").read_text()
+    for name in (*CHECKS, *NAMES, *SOURCES):
+        assert f"`{name}`" in text, name
+    planted = {expected for _, expected in PLANTS.values()}
+    assert planted | {"patients-share-folds"} == set(CHECKS)
