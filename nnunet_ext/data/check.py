@@ -99,6 +99,8 @@ def check_dataset(
 
 def _relative(file: str, layout: Layout) -> str:
     path = Path(file)
+    if path == layout.folder:
+        return path.name
     return str(path.relative_to(layout.folder)) if path.is_relative_to(layout.folder) else file
 
 

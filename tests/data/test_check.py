@@ -260,7 +260,7 @@ def test_other_formats(tmp_path, ending):
 
 def test_patients_stay_together(clean):
     report = check_dataset(clean, patients=r"^(\w)_", folds=3)
-    assert [f.check for f in report.findings] == ["patients-share-folds"]
+    assert [f.check for f in report.findings] == ["patients-share-folds"] and report.findings[0].file == clean.name
     folds = report.folds
     assert folds is not None and sorted(case for fold in folds for case in fold["val"]) == sorted(CASES)
     for fold in folds:
