@@ -68,5 +68,5 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
 
 
 def test_unknown_network_lists_the_known():
-    with pytest.raises(ValueError, match="no official network 'segmamba3'; known: .*segmamba"):
+    with pytest.raises(ValueError, match=r"no official network 'segmamba3'; known: .*segmamba"):
         build_from_official("segmamba3", {})

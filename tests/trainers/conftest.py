@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset  # noqa: E402
+import nnunet_dataset
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from nnunet_ext.trainers.plain import nnUNetTrainerExt
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset  # noqa: E402
+import nnunet_dataset
 
 TRAIN = ("nnUNetv2_train", "990", "3d_fullres", "0", "-device", "cpu", "-tr", "nnUNetTrainerSegMamba")
 PLANS = ("-p", "nnUNetPlansSegMambaTiny")
@@ -60,7 +60,7 @@ def test_plans_of_another_network_are_refused(make_trainer, preprocessed, monkey
 
     monkeypatch.setitem(network.NETWORKS, "other", network.NETWORKS["segmamba"])
     monkeypatch.setitem(network.NETWORKS, "segmamba", "nnunet_ext.architectures.segmamba.Another")
-    with pytest.raises(TrainingError, match="these plans are for .*SegMamba, not for"):
+    with pytest.raises(TrainingError, match=r"these plans are for .*SegMamba, not for"):
         make_trainer(nnUNetTrainerSegMamba)
 
 
@@ -101,7 +101,8 @@ def test_regions_and_ignore_label(kind, tmp_path):
     else:
         folder = nnunet_dataset.make(tmp_path, labels=names)
     nnunet_dataset.run(tmp_path, *TRAIN, *PLANS, **SHORT)
-    fold = tmp_path / "nnUNet_results" / folder.name / "nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres/fold_0"
+    run_folder = "nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres"
+    fold = tmp_path / "nnUNet_results" / folder.name / run_folder / "fold_0"
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == ({"(1, 2)", "2", "(3, 4)"} if kind == "regions" else {"1", "2", "3"})
 

@@ -18,7 +18,7 @@ from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset  # noqa: E402
+import nnunet_dataset
 
 
 class SignalledTrainer(nnUNetTrainerSegMamba):
@@ -75,9 +75,7 @@ def test_wrong_variables_are_named(variable, value, message):
 def test_wrong_variable_ends_the_command_with_one_line(preprocessed):
     base = preprocessed.parent.parent
     command = ("nnUNetv2_train", "990", "3d_fullres", "0", "-p", "nnUNetPlansSegMambaTiny", "-device", "cpu")
-    done = nnunet_dataset.run(
-        base, *command, "-tr", "nnUNetTrainerSegMamba", check=False, NNUNET_EXT_PRECISION="fp17"
-    )
+    done = nnunet_dataset.run(base, *command, "-tr", "nnUNetTrainerSegMamba", check=False, NNUNET_EXT_PRECISION="fp17")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("nnunet_ext: NNUNET_EXT_PRECISION='fp17' must be one of")
     assert "Traceback" not in done.stderr
@@ -162,7 +160,7 @@ def test_latest_follows_the_interval_and_keeps_the_one_before(make_trainer, monk
 
     for name in (PREVIOUS, BEST):
         (folder / name).unlink()
-    with pytest.raises(TrainingError, match="damaged .* no earlier checkpoint"):
+    with pytest.raises(TrainingError, match=r"damaged .* no earlier checkpoint"):
         make_trainer(SignalledTrainer).load_checkpoint(str(folder / LATEST))
 
 
@@ -196,7 +194,8 @@ def test_nan_loss_stops_and_names_the_batch(make_trainer):
         "target": torch.zeros(2, 1, 16, 32, 32, dtype=torch.int16),
         "keys": np.array(["case_03", "case_07"]),
     }
-    with pytest.raises(TrainingError, match=r"loss is nan in epoch 0 at learning rate 0\.01.*case_03, case_07") as caught:
+    message = r"loss is nan in epoch 0 at learning rate 0\.01.*case_03, case_07"
+    with pytest.raises(TrainingError, match=message) as caught:
         trainer.train_step(batch)
     assert isinstance(caught.value, SystemExit) and caught.value.code == f"nnunet_ext: {caught.value}"
     assert all(torch.equal(trainer.network.state_dict()[k], v) for k, v in before.items())
