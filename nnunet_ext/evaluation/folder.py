@@ -24,8 +24,8 @@ from nnunet_ext.evaluation.labels import (
 from nnunet_ext.evaluation.workers import in_workers
 from nnunet_ext.files import read_json
 
-# A worker needs about a second to import what it needs; below this much work it is not worth starting one.
-_WORTH_WORKERS_SECONDS = 4.0
+# Workers need about a second to import what they need; what is done by then was not worth starting them.
+_ALONE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -212,17 +212,10 @@ def _outcomes(
     pairs: list[Pair], labels: Labels, nsd_tolerance_mm: float, processes: int
 ) -> Iterator[CaseResult | Failure]:
     """Results as they come, largest files first so that no worker is left alone with the longest case."""
-    sizes = {id(pair): pair.reference.stat().st_size for pair in pairs}
-    queue = sorted(pairs, key=lambda pair: -sizes[id(pair)])
-    start = time.perf_counter()
-    yield _outcome(queue[0], labels, nsd_tolerance_mm)
-    # File size stands for work: the first case tells how long the others will take.
-    seconds_per_byte = (time.perf_counter() - start) / max(sizes[id(queue[0])], 1)
-    queue = queue[1:]
-    if processes == 1 or seconds_per_byte * sum(sizes[id(pair)] for pair in queue) < _WORTH_WORKERS_SECONDS:
-        for pair in queue:
-            yield _outcome(pair, labels, nsd_tolerance_mm)
-        return
+    queue = sorted(pairs, key=lambda pair: -pair.reference.stat().st_size)
+    enough = time.monotonic() + _ALONE_SECONDS
+    while queue and (processes == 1 or len(queue) == 1 or time.monotonic() < enough):
+        yield _outcome(queue.pop(0), labels, nsd_tolerance_mm)
     work = functools.partial(_outcome, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm)
     for pair, outcome in in_workers(work, queue, processes):
         yield outcome or Failure(

@@ -203,7 +203,7 @@ def test_folder_without_label_maps(dataset, which):
 
 def test_workers_give_the_same_results(dataset, monkeypatch):
     alone = evaluate_folder(dataset / "references", dataset / "predictions", processes=1)
-    monkeypatch.setattr("nnunet_ext.evaluation.folder._WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr("nnunet_ext.evaluation.folder._ALONE_SECONDS", 0.0)
     truncate(dataset / "predictions" / "case_4.nii.gz")
     shared = evaluate_folder(dataset / "references", dataset / "predictions", processes=2)
     assert shared.cases == alone.cases[:4]
