@@ -187,12 +187,14 @@ def markdown(rows: list[dict[str, object]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     line = (
-        "| {method} | {millions:.1f} M | {label} | {dice_mean:.3f} ± {dice_sd:.3f} | "
-        "{hd95_mean_mm:.2f} ({hd95_median_mm:.2f}) | {missed} | {minutes:.0f} |"
+        "| {method} | {millions:.1f} M | {label} | {dice_mean:.3f} ± {dice_sd:.3f} | {hd95} | {missed} | "
+        "{minutes:.0f} |"
     )
     for row in rows:
         millions, minutes = float(str(row["parameters"])) / 1e6, float(str(row["train_cpu_seconds"])) / 60
-        lines.append(line.format(**row, millions=millions, minutes=minutes))
+        # No distance where every case was missed.
+        hd95 = "–" if row["missed"] == row["n"] else "{hd95_mean_mm:.2f} ({hd95_median_mm:.2f})".format(**row)
+        lines.append(line.format(**row, millions=millions, minutes=minutes, hd95=hd95))
     return "\n".join(lines)
 
 
