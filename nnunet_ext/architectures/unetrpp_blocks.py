@@ -33,9 +33,9 @@ def volume(x: Tensor, grid: torch.Size | tuple[int, ...]) -> Tensor:
 def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
     """Convolution with kernel 3, padding 1, without bias.
 
-    PyTorch (2.4 to 2.15 at least) computes a single small volume on the CPU (batch 1 and C * D * H <= 20480, also a
-    large one with one channel) with a kernel two to five times slower than oneDNN's, which a batch always gets. Such
-    a volume is therefore cut into two slabs that overlap by the kernel's reach: the same sums, as a batch of two.
+    PyTorch (seen in 2.15) computes a single volume with C * D * H <= 20480 on the CPU, be it a large one of one channel,
+    with a kernel two to five times slower than oneDNN's, which a batch always gets. Such a volume is therefore cut into
+    two slabs that overlap by the kernel's reach: the same sums, as a batch of two.
     """
     batch, channels, depth, height, _ = x.shape
     if depth == 2 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -126,7 +126,11 @@ def logits(x: Tensor, head: nn.Conv3d) -> Tensor:
 
 def instance_norm_leaky_relu_(x: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """LeakyReLU(instance norm(x) + residual); may overwrite x, so give it a tensor nobody else reads."""
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")  # the sums of squares are a matrix product
+    ):
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last_3d)
         return _InstanceNormLeakyReLU.apply(x.contiguous(memory_format=torch.channels_last_3d), residual, eps)
