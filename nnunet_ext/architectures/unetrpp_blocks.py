@@ -33,7 +33,7 @@ def volume(x: Tensor, grid: torch.Size | tuple[int, ...]) -> Tensor:
 def conv3x3x3(x: Tensor, weight: Tensor) -> Tensor:
     """Convolution with kernel 3, padding 1, without bias.
 
-    PyTorch (seen in 2.15) computes a single volume with C * D * H <= 20480 on the CPU, be it a large one of one channel,
+    PyTorch (as of 2.15) computes a single volume with C * D * H <= 20480 on the CPU, or a large one of one channel,
     with a kernel two to five times slower than oneDNN's, which a batch always gets. Such a volume is therefore cut into
     two slabs that overlap by the kernel's reach: the same sums, as a batch of two.
     """
