@@ -92,6 +92,9 @@ def run_fake(tmp_path, script, **popen):
     fake.write_text("#!/bin/sh\n" + script)
     fake.chmod(0o755)
     code = (
+        # A test run in the background hands down ignored signals.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import sys; from pathlib import Path; from nnunet_ext.cli import running, main\n"
         "from nnunet_ext.errors import UserError\n"
         "with running.stop_on_signals():\n"
