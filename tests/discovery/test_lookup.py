@@ -9,6 +9,7 @@ import pickle
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,7 +18,8 @@ import nnunet_ext.trainers
 from nnunet_ext.discovery import SHIMS, lookup, table
 from nnunet_ext.discovery.table import ENTRIES, KINDS, Entry
 
-STARTUP = SHIMS.parent / "startup"
+# An installed package has these files beside itself, not inside.
+STARTUP = Path(__file__).parents[2] / "nnunet_ext" / "discovery" / "startup"
 TRAINING = KINDS["trainer"] + ".nnUNetTrainer"
 
 
