@@ -32,8 +32,9 @@ SMALLEST_LABEL = 150
 # Voxels of the fine grid per image voxel, (z, y, x): slices are thick, so they need more.
 _FINE = (3, 2, 2)
 
-# Half the extent of the body in mm, (z, y, x): the unit of the anatomy below.
-_HALF_MM = np.array([32.0, 32.0, 32.0])
+# Half the extent of the anatomy, the unit of its coordinates below, and the extent of the image, (z, y, x).
+_UNIT_MM = 32.0
+_FIELD_OF_VIEW_MM = np.array([64.0, 54.0, 64.0])
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def make_phantom(seed: int, index: int = 0) -> Phantom:
     rng = np.random.default_rng([seed, index])
     in_plane = rng.uniform(1.30, 1.42)
     spacing = np.array([rng.uniform(3.0, 3.5), in_plane, in_plane]).round(3)
-    shape = np.round(2 * _HALF_MM / spacing).astype(int) - rng.integers(0, 3, size=3)
+    shape = np.round(_FIELD_OF_VIEW_MM / spacing).astype(int) - rng.integers(0, 3, size=3)
     for _ in range(50):
         tissue = _draw_anatomy(rng, shape, spacing)
         labels = _majority_label(tissue)
@@ -121,10 +122,7 @@ class _Tissue:
 
 def _draw_anatomy(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarray) -> _Tissue:
     fine = shape * np.array(_FINE)
-    axes = [
-        (np.arange(n) + 0.5 - n / 2) * (mm / f) / half
-        for n, mm, f, half in zip(fine, spacing, _FINE, _HALF_MM, strict=True)
-    ]
+    axes = [(np.arange(n) + 0.5 - n / 2) * (mm / f) / _UNIT_MM for n, mm, f in zip(fine, spacing, _FINE, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
     # One smooth displacement bends everything together, as bodies differ from each other.
     z, y, x = (axis + 0.06 * _smooth_noise(rng, fine, knots=4) for axis in (z, y, x))
