@@ -61,6 +61,7 @@ class Row:
     build: Callable[[Row], nn.Module]
     gate: Callable[[nn.Module, Row], str]  # what was compared and how well; raises SystemExit where it differs
     plain: Callable[[nn.Module, Tensor], list[Tensor]] | None = None
+    trained: bool = True  # False where a training step takes more memory than most machines have
 
 
 def unetrpp(variant: str) -> Callable[[Row], nn.Module]:
@@ -152,7 +153,7 @@ ROWS = {
     "unetrpp-acdc": Row(1, 4, (16, 160, 160), unetrpp("acdc"), same_as_plain, plain_forward),
     "unetrpp-lung": Row(1, 2, (32, 192, 192), unetrpp("lung"), same_as_plain, plain_forward),
     "unetrpp-tumor": Row(4, 4, (128, 128, 128), unetrpp("tumor"), same_as_plain, plain_forward),
-    "segmamba-brats": Row(4, 4, (128, 128, 128), segmamba, segmamba_golden),
+    "segmamba-brats": Row(4, 4, (128, 128, 128), segmamba, segmamba_golden, trained=False),
 }
 
 
@@ -186,8 +187,14 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # Fused attention is not counted, its plain form is.
         networks(row, model)[implementations[-1]](image(row))
-    seconds = {backward: in_process(timed, name, repeats, backward) for backward in (False, True)}
-    ratios = {b: {key: least[key] / least[implementations[-1]] for key in least} for b, least in seconds.items()}
+    records: dict[str, dict[str, object]] = {key: {} for key in implementations}
+    for backward, what in ((False, "forward"), (True, "training"))[: 1 + row.trained]:
+        seconds = in_process(timed, name, repeats, backward)
+        for key, record in records.items():
+            record[f"{what}_cpu_seconds"] = round(seconds[key], 3)
+            record[f"{what}_peak_mib"] = in_process(peak, name, key, backward)
+            if row.plain is not None:
+                record[f"{what}_ratio"] = round(seconds[key] / seconds["plain"], 3)
     return [
         {
             "model": name,
@@ -197,18 +204,13 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
             "patch_size": "x".join(map(str, row.patch_size)),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "gmacs": round(counter.get_total_flops() / 2e9, 2),
-            "forward_cpu_seconds": round(seconds[False][key], 3),
-            "training_cpu_seconds": round(seconds[True][key], 3),
-            "forward_ratio": round(ratios[False][key], 3),
-            "training_ratio": round(ratios[True][key], 3),
-            "forward_peak_mib": in_process(peak, name, key, False),
-            "training_peak_mib": in_process(peak, name, key, True),
+            **record,
             "gate": gate,
             "date": datetime.date.today().isoformat(),
             "processor": f"{describe_hardware(torch.device('cpu'))['processor']}, one thread",
             **{package: describe_software()[package] for package in ("torch", "nnunet_ext")},
         }
-        for key in implementations
+        for key, record in records.items()
     ]
 
 
@@ -261,7 +263,7 @@ def main() -> None:
     for name in arguments.only:
         measured = measure(name, arguments.repeats)
         for record in measured:
-            print({key: record[key] for key in COLUMNS[1:-5]}, flush=True)
+            print({key: record.get(key) for key in COLUMNS[1:-5]}, flush=True)
         kept = []
         if RESULTS.is_file():
             with RESULTS.open(newline="") as file:
