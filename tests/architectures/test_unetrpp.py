@@ -14,7 +14,7 @@ from torch import nn
 
 from nnunet_ext.architectures.epa import _SpatialAttention, spatial_attention
 from nnunet_ext.architectures.unetrpp import UNETRPP, VARIANTS
-from nnunet_ext.architectures.unetrpp_blocks import conv3x3x3, instance_norm_leaky_relu_
+from nnunet_ext.architectures.unetrpp_blocks import conv3x3x3, covariance, instance_norm_leaky_relu_
 from nnunet_ext.architectures.unetrpp_geometry import MAX_TOKENS, fit_geometry
 from nnunet_ext.architectures.unetrpp_plain import plain_forward
 from nnunet_ext.plans.presets import PRESETS
@@ -305,3 +305,10 @@ def test_dropout_of_spatial_attention(monkeypatch):
     dropped = shown == 0
     assert 0.15 < dropped.double().mean() < 0.35
     torch.testing.assert_close(shown[~dropped], weights[~dropped] / 0.75)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 8])
+def test_covariance_of_a_million_tokens_is_exact(channels):
+    rows = torch.randn(1, 2**20 + 5, channels)
+    exact = rows.double().transpose(1, 2) @ rows.double() / rows.shape[1]
+    torch.testing.assert_close(covariance(rows).double(), exact, rtol=1e-5, atol=1e-5)
