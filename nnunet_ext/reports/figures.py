@@ -47,7 +47,7 @@ class OverlayCase:
     dice: float
     """Mean over the foreground labels."""
     hd95_mm: float
-    """Mean over the foreground labels; infinite when a label was missed."""
+    """Mean over the foreground labels; infinite when a label was missed or is a false alarm."""
 
 
 def read_case(
@@ -196,7 +196,7 @@ def _crop(case: OverlayCase) -> tuple[slice, ...]:
 
 
 def _millimetres(value: float) -> str:
-    return f"{value:.1f} mm" if math.isfinite(value) else "infinite (a label is missed)"
+    return f"{value:.1f} mm" if math.isfinite(value) else "infinite (a label missed or false)"
 
 
 def _read_lps(path: str | os.PathLike[str]) -> sitk.Image:
