@@ -130,6 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
             "settings": settings,
             "mean_foreground_dice": results["mean_foreground_dice"],
             "mean_foreground_hd95_mm": results["mean_foreground_hd95_mm"],
+            "missed_or_false_structures": results["missed"],
             "seconds": seconds,
             "total_seconds": round(time.monotonic() - started, 1),
             "total_cpu_seconds": round(_children_cpu_seconds() + time.process_time(), 1),
@@ -232,7 +233,12 @@ def _results(folder: Path) -> dict[str, Any]:
             "hd95_mm": math.inf if missed else sum(hd95) / len(hd95) if hd95 else math.nan,
         }
     overall = summary["foreground_mean"]
-    return {"cases": cases, "mean_foreground_dice": overall["Dice"], "mean_foreground_hd95_mm": overall["HD95"]}
+    return {
+        "cases": cases,
+        "mean_foreground_dice": overall["Dice"],
+        "mean_foreground_hd95_mm": overall["HD95"],
+        "missed": sum(counts["missed"] + counts["false_alarms"] for counts in summary["counts"].values()),
+    }
 
 
 def _draw(folder: Path, dataset: Path, results: dict[str, Any]) -> None:
@@ -258,6 +264,7 @@ def _say_what_next(folder: Path, dataset: Path, trainer: str, results: dict[str,
     dice, hd95 = results["mean_foreground_dice"], results["mean_foreground_hd95_mm"]
     print(f"\nMean foreground Dice {dice:.3f}" if dice is not None else "\nNo Dice: no label occurs", end="")
     print(f", HD95 {hd95:.2f} mm" if hd95 is not None else "", end="")
+    print(f" (without {results['missed']} missed or false structures)" if results["missed"] else "", end="")
     print(f" on {len(results['cases'])} held-out cases, after {int(seconds) // 60}:{int(seconds) % 60:02d} min.\n")
     print(f"  picture      {folder / 'overlay.png'}")
     print(f"  tables       {folder / 'evaluation'}")
@@ -265,7 +272,8 @@ def _say_what_next(folder: Path, dataset: Path, trainer: str, results: dict[str,
     print(f"  commands     {folder / 'commands.sh'}, their output in {folder / 'logs'}")
     number = 4 if dataset.name == PHANTOMS else int(dataset.name[7:10])
     print(
-        "\nThis was a short schedule with a tiny network. For results, set nnU-Net's three folders and run all folds:\n"
+        "\nThis was a short schedule with a tiny network. For results, set nnU-Net's three folders and run all folds\n"
+        f"of your data set, here number {number}:\n"
         f"  nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity\n"
         f"  nnUNetv2_train {number} 3d_fullres 0 -tr {trainer}     # and folds 1 to 4"
     )

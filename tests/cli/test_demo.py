@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -187,13 +186,14 @@ def test_missed_label_makes_hd95_infinite(tmp_path):
             case("absent", [0.9, None], [1.0, None], ["both", "both_empty"]),
         ],
         "foreground_mean": {"Dice": 0.7, "HD95": None},
+        "counts": {"0": {"missed": 0, "false_alarms": 0}, "1": {"missed": 1, "false_alarms": 0}},
     }
     write_json(tmp_path / "evaluation" / "summary.json", summary)
     results = _results(tmp_path)
     assert results["cases"]["good"] == {"dice": pytest.approx(0.8), "hd95_mm": pytest.approx(1.5)}
     assert results["cases"]["missed"] == {"dice": pytest.approx(0.45), "hd95_mm": math.inf}
     assert results["cases"]["absent"] == {"dice": pytest.approx(0.9), "hd95_mm": pytest.approx(1.0)}
-    assert json.loads(json.dumps(results["mean_foreground_dice"])) == 0.7
+    assert (results["mean_foreground_dice"], results["missed"]) == (0.7, 1)
 
 
 @pytest.mark.parametrize(
