@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dying_work import half_unless_seven
 from toy_label_maps import AFFINE, case, save
 
 from nnunet_ext.errors import UserError
@@ -208,12 +208,6 @@ def test_workers_give_the_same_results(dataset, monkeypatch):
     shared = evaluate_folder(dataset / "references", dataset / "predictions", processes=2)
     assert shared.cases == alone.cases[:4]
     assert [f.pair.case for f in shared.failures] == ["case_4"]
-
-
-def half_unless_seven(number: int) -> float:
-    if number == 7:
-        os._exit(9)  # as the kernel does when memory runs out
-    return number / 2
 
 
 @pytest.mark.slow
