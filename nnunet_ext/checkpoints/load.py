@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +20,10 @@ from nnunet_ext.errors import UserError
 
 # Model name -> function(**config) that builds the network with the official code's parameter names.
 _BUILDERS = {
+    "sam_med3d": "nnunet_ext.checkpoints.sam_med3d:build",
     "segmamba": "nnunet_ext.checkpoints.segmamba:build",
     "unetrpp": "nnunet_ext.checkpoints.unetrpp:build",
+    "universeg": "nnunet_ext.checkpoints.universeg:build",
 }
 # Where published files keep the weights, in the order they are looked for.
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "module")
@@ -79,7 +83,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a `.pth`, `.pt` or `.model` file without executing anything in it.
 
     Wrappers such as `{"state_dict": …}` and the prefix `module.` of data-parallel training are removed. Beside
-    tensors and plain values, numpy numbers are accepted: nnU-Net v1 files (`.model`) hold their loss curves so.
+    tensors and plain values, numpy numbers are accepted (nnU-Net v1 files, `.model`, hold their loss curves so), and
+    `argparse.Namespace` and `Counter`, which only hold values (SAM-Med3D's files have them).
 
     Raises:
         UserError: the file is missing, damaged, holds code, or holds no weights.
@@ -88,7 +93,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a downloaded checkpoint")
     try:
-        with _numpy_numbers_accepted():
+        with _plain_values_accepted():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
@@ -108,8 +113,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _numpy_numbers_accepted() -> Iterator[None]:
-    """Let `weights_only` reading make numpy numbers, under the names numpy 1 and 2 write them with."""
+def _plain_values_accepted() -> Iterator[None]:
+    """Let `weights_only` reading make numpy numbers, under the names numpy 1 and 2 write them with, and two holders."""
     before = torch.serialization.get_safe_globals()
     makers = []
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -121,7 +126,7 @@ def _numpy_numbers_accepted() -> Iterator[None]:
         scalar.__qualname__ = "scalar"
         makers.append(scalar)
     types = {type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "b1")}
-    torch.serialization.add_safe_globals([*makers, np.dtype, *types])
+    torch.serialization.add_safe_globals([*makers, np.dtype, *types, argparse.Namespace, Counter])
     try:
         yield
     finally:
