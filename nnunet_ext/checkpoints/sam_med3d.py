@@ -1,0 +1,48 @@
+"""SAM-Med3D's official weights: the parameter names are ours, so no renaming is needed.
+
+Source: github.com/uni-medical/SAM-Med3D (Apache-2.0); files such as `sam_med3d_turbo.pth` are published by the authors
+and hold training state around the weights, which `read_checkpoint` reads without running anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
+
+
+def build(
+    *,
+    variant: str | None = None,
+    in_channels: int = 1,
+    img_size: int | None = None,
+    patch_size: int | None = None,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    out_channels: int | None = None,
+    window_size: int | None = None,
+    global_attention: Sequence[int] | None = None,
+    iou_hidden: int | None = None,
+) -> SAMMed3D:
+    """The official network of a variant (`vit_b_ori`), or of explicit sizes, which override the variant's.
+
+    Raises:
+        ValueError: an unknown variant.
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"no SAM-Med3D variant {variant!r} with published weights; known: {', '.join(VARIANTS)}")
+    given: dict[str, Any] = {
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "out_channels": out_channels,
+        "window_size": window_size,
+        "global_attention": global_attention,
+        "iou_hidden": iou_hidden,
+    }
+    sizes = {**VARIANTS[variant or "vit_b_ori"], **{key: value for key, value in given.items() if value is not None}}
+    return SAMMed3D(in_channels, **sizes)

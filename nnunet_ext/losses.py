@@ -1,0 +1,35 @@
+"""Losses that nnU-Net lacks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def binary_dice_ce(logits: Tensor, target: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Dice of squared probabilities plus binary cross-entropy, the loss of SAM-Med3D's code (MONAI's `DiceCELoss`).
+
+        Dice loss = 1 - (2 sum p t + 1e-5) / (sum p^2 + sum t^2 + 1e-5) per sample, then the mean
+
+    Args:
+        logits: (batch, 1, *grid).
+        target: same shape, 0 or 1, floating point.
+        counted: same shape, 1 where a voxel counts; samples without such voxels count neither way. None: all.
+
+    Returns:
+        A scalar; 0, with a gradient of 0, when nothing counts.
+    """
+    logits = logits.float()
+    weight = torch.ones_like(logits) if counted is None else counted.to(logits.dtype)
+    probability = logits.sigmoid()
+
+    def over_grid(x: Tensor) -> Tensor:
+        return (x * weight).flatten(1).sum(1)
+
+    overlap = over_grid(probability * target)
+    dice = 1 - (2 * overlap + 1e-5) / (over_grid(probability.square()) + over_grid(target.square()) + 1e-5)
+    entropy = over_grid(F.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+    voxels = weight.flatten(1).sum(1)
+    used = (voxels > 0).to(logits.dtype)
+    return (used * (dice + entropy / voxels.clamp(min=1))).sum() / used.sum().clamp(min=1)
