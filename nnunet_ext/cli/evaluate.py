@@ -3,12 +3,14 @@
 examples:
   nnunet_ext evaluate -r nnUNet_raw/Dataset004_Hippocampus/labelsTs -p predictions
   nnunet_ext evaluate -r labelsTs -p predictions --labels 1 2 3 1,2,3
+  nnunet_ext evaluate -r labelsTs -p predictions --convention segmamba
   nnunet_ext evaluate --folds nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres
 
 Writes summary.json (nnU-Net's, and more), per_case.csv and per_label.csv into PREDICTION/evaluation or
 RESULT_FOLDER/evaluation, so that nnU-Net's own summary.json stays as it is; -o chooses another folder. The table goes
 to stdout. HD95 is the maximum of the two directed 95th percentiles in mm (as MONAI). A structure that only one of the
-two maps has is counted as missed or false alarm, never dropped: docs/metrics.md says how.
+two maps has is counted as missed or false alarm, never dropped: docs/metrics.md says how. --convention computes what a
+published script or package would: values of different conventions cannot be compared.
 
 Exit status: 0 all cases evaluated, 1 something could not be, 2 wrong usage.
 """
@@ -21,6 +23,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.conventions import CONVENTIONS
 from nnunet_ext.evaluation.folder import evaluate_folder, evaluate_folds
 from nnunet_ext.evaluation.labels import Labels, Target, labels_from_dataset_json, labels_from_values
 from nnunet_ext.evaluation.summary import check_output_folder, format_table, write_results
@@ -41,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(with --folds, default: nnUNet_preprocessed/DATASET/gt_segmentations)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="results go here (default: evaluation in -p or --folds)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="results go here (default: evaluation in -p or --folds; evaluation_NAME with --convention NAME)",
     )
     parser.add_argument(
         "--dataset-json",
@@ -62,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="count references without a prediction as empty predictions"
     )
+    parser.add_argument(
+        "--convention",
+        choices=CONVENTIONS,
+        default="default",
+        metavar="NAME",
+        help=f"compute as another source does: {', '.join(CONVENTIONS)} (default: default)",
+    )
     parser.add_argument("--nsd-tolerance", type=float, default=1.0, metavar="MM", help="tolerance of NSD (default: 1)")
     parser.add_argument(
         "-n",
@@ -81,7 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ignore_label is not None and (arguments.labels is None or arguments.dataset_json is not None):
         return _usage("--ignore-label goes with --labels alone; a dataset.json names its own")
     evaluated = arguments.prediction if arguments.folds is None else arguments.folds
-    output = arguments.output if arguments.output is not None else evaluated / "evaluation"
+    # Values of another convention lie beside the usual ones, not in their place.
+    usual = "evaluation" if arguments.convention == "default" else f"evaluation_{arguments.convention}"
+    output = arguments.output if arguments.output is not None else evaluated / usual
     if not evaluated.is_dir():
         raise UserError(f"{evaluated} is not a folder; give the folder that holds the predictions")
     check_output_folder(output)
@@ -89,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         "labels": _labels(arguments),
         "allow_missing": arguments.allow_missing,
         "nsd_tolerance_mm": arguments.nsd_tolerance,
+        "convention": CONVENTIONS[arguments.convention],
         "processes": arguments.processes,
         "progress": not arguments.quiet,
     }

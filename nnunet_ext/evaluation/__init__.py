@@ -10,16 +10,19 @@ write_results(evaluation, "predictions/evaluation")  # summary.json, per_case.cs
 """
 
 from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case
+from nnunet_ext.evaluation.conventions import CONVENTIONS, Convention, convention, surface_metrics
 from nnunet_ext.evaluation.folder import Evaluation, Failure, evaluate_folder, evaluate_folds
 from nnunet_ext.evaluation.images import LabelMap, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, find_dataset_json, labels_from_dataset_json, labels_from_values
-from nnunet_ext.evaluation.metrics import METRICS, compare_label_maps, surface_metrics
+from nnunet_ext.evaluation.metrics import METRICS, compare_label_maps
 from nnunet_ext.evaluation.summary import check_output_folder, format_table, summarise, write_results
 from nnunet_ext.evaluation.surface import SurfaceDistances, surface_distances, surface_distances_plain
 
 __all__ = [
+    "CONVENTIONS",
     "METRICS",
     "CaseResult",
+    "Convention",
     "Evaluation",
     "Failure",
     "LabelMap",
@@ -29,6 +32,7 @@ __all__ = [
     "check_output_folder",
     "check_same_grid",
     "compare_label_maps",
+    "convention",
     "evaluate_case",
     "evaluate_folder",
     "evaluate_folds",

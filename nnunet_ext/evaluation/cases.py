@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.images import FILE_ENDINGS, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, Target
 from nnunet_ext.evaluation.metrics import compare_label_maps
@@ -31,7 +32,7 @@ class CaseResult:
 
     Attributes:
         pair: its name and files.
-        metrics: {label or region: {metric: value}}, metrics as `nnunet_ext.evaluation.metrics.METRICS`.
+        metrics: {label or region: {metric: value}}, metrics as the convention's `columns`.
         diagonal_mm: length of the image diagonal, the distance charged for a missed structure or a false alarm.
     """
 
@@ -59,6 +60,7 @@ def evaluate_case(
     case: str | None = None,
     fold: int | None = None,
     nsd_tolerance_mm: float = 1.0,
+    convention: Convention = DEFAULT,
 ) -> CaseResult:
     """Metrics of one predicted label map.
 
@@ -69,6 +71,7 @@ def evaluate_case(
         case: name of the case; the reference's file name without its ending by default.
         fold: number of the fold, carried into the tables.
         nsd_tolerance_mm: tolerance of NSD.
+        convention: rules of the metrics.
 
     Raises:
         UserError: a file is damaged, the grids differ, or a label value is unknown.
@@ -87,6 +90,7 @@ def evaluate_case(
         labels,
         nsd_tolerance_mm,
         names=(str(reference), str(prediction)),
+        convention=convention,
     )
     pair = Pair(
         case or split_name(Path(reference))[0],

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, pair_folders
+from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.labels import (
     Labels,
     Target,
@@ -46,6 +47,7 @@ class Evaluation:
         failures: cases left out because a file is unusable.
         notes: what the reader must know, e.g. folds that are not finished.
         nsd_tolerance_mm: tolerance of NSD.
+        convention: rules of the metrics.
     """
 
     labels: Labels
@@ -53,6 +55,7 @@ class Evaluation:
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
     nsd_tolerance_mm: float
+    convention: Convention = DEFAULT
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -67,6 +70,7 @@ def evaluate_folder(
     *,
     allow_missing: bool = False,
     nsd_tolerance_mm: float = 1.0,
+    convention: Convention = DEFAULT,
     processes: int = 1,
     progress: bool = False,
 ) -> Evaluation:
@@ -79,6 +83,7 @@ def evaluate_folder(
             dataset.json that belongs to the folders (`find_dataset_json`).
         allow_missing: count references without prediction as empty predictions instead of refusing.
         nsd_tolerance_mm: tolerance of NSD.
+        convention: rules of the metrics, e.g. `CONVENTIONS["segmamba"]`.
         processes: at most so many worker processes; small jobs stay in this process. With more than one, a script
             needs `if __name__ == "__main__":`, as workers are spawned.
         progress: show a bar on stderr for work longer than two seconds.
@@ -94,7 +99,7 @@ def evaluate_folder(
     pairs = pair_folders(
         reference_folder, prediction_folder, file_ending=labels.file_ending, allow_missing=allow_missing
     )
-    return _evaluate(pairs, labels, (), nsd_tolerance_mm, processes, progress)
+    return _evaluate(pairs, labels, (), nsd_tolerance_mm, convention, processes, progress)
 
 
 def evaluate_folds(
@@ -104,6 +109,7 @@ def evaluate_folds(
     *,
     allow_missing: bool = False,
     nsd_tolerance_mm: float = 1.0,
+    convention: Convention = DEFAULT,
     processes: int = 1,
     progress: bool = False,
 ) -> Evaluation:
@@ -115,7 +121,7 @@ def evaluate_folds(
     Args:
         result_folder: e.g. nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres.
         reference_folder: by default nnUNet_preprocessed/DATASET/gt_segmentations.
-        labels, allow_missing, nsd_tolerance_mm, processes, progress: as for `evaluate_folder`.
+        labels, allow_missing, nsd_tolerance_mm, convention, processes, progress: as for `evaluate_folder`.
 
     Raises:
         UserError: as for `evaluate_folder`; no finished fold; a case in two folds.
@@ -150,7 +156,7 @@ def evaluate_folds(
         if pair.case in owner:
             raise UserError(f"case {pair.case} is in folds {owner[pair.case]} and {pair.fold} of {folder}; keep one")
         owner[pair.case] = pair.fold
-    return _evaluate(pairs, labels, tuple(notes), nsd_tolerance_mm, processes, progress)
+    return _evaluate(pairs, labels, tuple(notes), nsd_tolerance_mm, convention, processes, progress)
 
 
 def _gt_segmentations(result_folder: Path) -> Path:
@@ -182,6 +188,7 @@ def _evaluate(
     labels: Labels,
     notes: tuple[str, ...],
     nsd_tolerance_mm: float,
+    convention: Convention,
     processes: int,
     progress: bool,
 ) -> Evaluation:
@@ -189,9 +196,10 @@ def _evaluate(
         raise UserError(f"{processes} processes cannot work; give 1 or more")
     if not nsd_tolerance_mm >= 0:
         raise UserError(f"NSD tolerance {nsd_tolerance_mm} mm is no distance; give 0 or more")
+    work = functools.partial(_outcome, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm, convention=convention)
     outcomes = list(
         tqdm(
-            _outcomes(pairs, labels, nsd_tolerance_mm, processes),
+            _outcomes(pairs, work, processes),
             total=len(pairs),
             desc="evaluate",
             unit="case",
@@ -205,18 +213,19 @@ def _evaluate(
     cases = tuple(o for o in outcomes if isinstance(o, CaseResult))
     if not cases:
         raise UserError(f"none of the {len(pairs)} case(s) could be evaluated; the first: {failures[0].message}")
-    return Evaluation(labels, cases, failures, notes, nsd_tolerance_mm)
+    published_for = convention.note(labels.targets)
+    notes += (published_for,) if published_for else ()
+    return Evaluation(labels, cases, failures, notes, nsd_tolerance_mm, convention)
 
 
 def _outcomes(
-    pairs: list[Pair], labels: Labels, nsd_tolerance_mm: float, processes: int
+    pairs: list[Pair], work: Callable[[Pair], CaseResult | Failure], processes: int
 ) -> Iterator[CaseResult | Failure]:
     """Results as they come, largest files first so that no worker is left alone with the longest case."""
     queue = sorted(pairs, key=lambda pair: -pair.reference.stat().st_size)
     enough = time.monotonic() + _ALONE_SECONDS
     while queue and (processes == 1 or len(queue) == 1 or time.monotonic() < enough):
-        yield _outcome(queue.pop(0), labels, nsd_tolerance_mm)
-    work = functools.partial(_outcome, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm)
+        yield work(queue.pop(0))
     for pair, outcome in in_workers(work, queue, processes):
         yield outcome or Failure(
             pair,
@@ -225,7 +234,7 @@ def _outcomes(
         )
 
 
-def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float) -> CaseResult | Failure:
+def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float, convention: Convention) -> CaseResult | Failure:
     try:
         return evaluate_case(
             pair.reference,
@@ -234,6 +243,7 @@ def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float) -> CaseResult 
             case=pair.case,
             fold=pair.fold,
             nsd_tolerance_mm=nsd_tolerance_mm,
+            convention=convention,
         )
     except UserError as error:
         return Failure(pair, str(error))

@@ -8,6 +8,8 @@ For a label or region with reference mask R and prediction mask P, and the borde
     NSD  = share of the border voxels of R and P that lie within the tolerance of the other border
 
     R and P empty: Dice, IoU, HD95, ASSD and NSD are NaN.   One of them empty: Dice = IoU = NSD = 0, HD95 = ASSD = inf.
+
+These are the rules of the default convention; `conventions.py` has those of others.
 """
 
 from __future__ import annotations
@@ -17,15 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.conventions import DEFAULT, Convention, apply
 from nnunet_ext.evaluation.labels import Labels, Target
 from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box, look_up
 
-METRICS = (
-    "Dice", "IoU", "HD95", "NSD", "ASSD", "volume_ref_ml", "volume_pred_ml",
-    "TP", "FP", "FN", "TN", "n_ref", "n_pred",
-)  # fmt: skip
-# Spacings are stored as float32 and come back as 1.0000001; a border exactly at the tolerance is within it.
-_ROUND_OFF = 1 + 1e-5
+METRICS = DEFAULT.columns
 _CHUNK = 1 << 16
 
 
@@ -36,6 +34,7 @@ def compare_label_maps(
     labels: Labels,
     nsd_tolerance_mm: float = 1.0,
     names: tuple[str, str] = ("the reference", "the prediction"),
+    convention: Convention = DEFAULT,
 ) -> dict[Target, dict[str, float]]:
     """All metrics of every label and region of `labels`.
 
@@ -46,9 +45,10 @@ def compare_label_maps(
         labels: what to evaluate, and which values may occur.
         nsd_tolerance_mm: tolerance of NSD.
         names: what error messages call the two maps, e.g. their files.
+        convention: rules of the metrics.
 
     Returns:
-        {target: {metric: value}} with the keys `METRICS`. Volumes are NaN for 2D arrays.
+        {target: {metric: value}} with the keys `convention.columns` (`METRICS` by default). Volumes are NaN for 2D.
 
     Raises:
         UserError: a map holds a value that `labels` does not know.
@@ -73,35 +73,23 @@ def compare_label_maps(
     voxel_ml = float(np.prod(spacing_mm)) / 1000 if reference.ndim == 3 else float("nan")
     axes = [axis for axis, n in enumerate(reference.shape) if n > 1] or [0]
     in_plane = [float(spacing_mm[axis]) for axis in axes]
+    diagonal_mm = float(np.linalg.norm(np.multiply(reference.shape, spacing_mm)))
     flat_ref, flat_pred = (m.reshape([m.shape[axis] for axis in axes]) for m in (ref, pred))
     result: dict[Target, dict[str, float]] = {}
     for group in _disjoint(targets):
         table: np.ndarray = np.zeros(len(labels.values), dtype=ref.dtype)
         for number, target in enumerate(group, start=1):
             table[targets[target]] = number
-        found = distances_of_codes(look_up(table, flat_ref), look_up(table, flat_pred), in_plane, len(group))
-        for target, distances in zip(group, found, strict=True):
-            result[target] = {
-                **_overlap(counts, targets[target], voxel_ml),
-                **surface_metrics(distances, nsd_tolerance_mm),
-            }
-    return {target: {name: result[target][name] for name in METRICS} for target in targets}
-
-
-def surface_metrics(distances: SurfaceDistances, nsd_tolerance_mm: float = 1.0) -> dict[str, float]:
-    """HD95, ASSD (mm) and NSD of one label; percentiles interpolate linearly between order statistics."""
-    both = (distances.reference_to_prediction, distances.prediction_to_reference)
-    count = len(both[0]) + len(both[1])
-    if count == 0:
-        return {"HD95": float("nan"), "NSD": float("nan"), "ASSD": float("nan")}
-    if len(both[0]) == 0 or len(both[1]) == 0:
-        return {"HD95": float("inf"), "NSD": 0.0, "ASSD": float("inf")}
-    within = sum(int(np.count_nonzero(d <= nsd_tolerance_mm * _ROUND_OFF)) for d in both)
-    return {
-        "HD95": max(float(np.percentile(d, 95)) for d in both),
-        "NSD": within / count,
-        "ASSD": float(sum(d.sum() for d in both)) / count,
-    }
+        coded = look_up(table, flat_ref), look_up(table, flat_pred)
+        found: list[SurfaceDistances] | list[None] = [None] * len(group)
+        if convention.surface == "voxels":
+            step = in_plane if convention.unit == "mm" else [1.0] * len(in_plane)
+            found = distances_of_codes(*coded, step, len(group))
+        for number, (target, distances) in enumerate(zip(group, found, strict=True), start=1):
+            overlap = _overlap(counts, targets[target], voxel_ml)
+            masks = (coded[0] == number, coded[1] == number) if convention.surface == "surfels" else coded
+            result[target] = apply(convention, overlap, distances, masks, in_plane, nsd_tolerance_mm, diagonal_mm)
+    return {target: result[target] for target in targets}
 
 
 def _overlap(counts: np.ndarray, codes: list[int], voxel_ml: float) -> dict[str, float]:

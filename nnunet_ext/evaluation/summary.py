@@ -15,20 +15,11 @@ import numpy as np
 from nnunet_ext import __version__
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import CaseResult
+from nnunet_ext.evaluation.conventions import Convention
 from nnunet_ext.evaluation.folder import Evaluation
 from nnunet_ext.evaluation.labels import Target
-from nnunet_ext.evaluation.metrics import METRICS
 from nnunet_ext.files import write_json, write_text
 
-CONVENTIONS = {
-    "HD95": "maximum of the two directed 95th percentiles, mm, border voxel centres, linear interpolation",
-    "NSD": "share of border voxels within the tolerance",
-    "ASSD": "mean over the border voxels of both, mm",
-    "both_empty": "NaN (null), left out of every mean, counted in n_both_empty",
-    "one_empty": "Dice, IoU and NSD 0; HD95 and ASSD infinite (null here, inf in per_case.csv)",
-    "mean": "over cases with a finite value",
-    "mean_penalised": "also over missed structures and false alarms, with the image diagonal in mm as distance",
-}
 PER_LABEL_COLUMNS = (
     "label", "name", "metric", "n_cases", "n_both_empty", "missed", "false_alarms",
     "n", "mean", "sd", "median", "q25", "q75", "min", "max", "mean_penalised",
@@ -43,12 +34,12 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
     false_alarms), `names`, `missing_predictions`, `failed`, `notes`, `settings`. Values may be NaN or infinite;
     `write_json` turns those into null.
     """
-    labels = evaluation.labels
-    mean = {t: {m: _mean(finite(evaluation, t, m)) for m in METRICS} for t in labels.targets}
-    penalised = {t: {m: _mean(with_penalty(evaluation, t, m)) for m in METRICS} for t in labels.targets}
+    labels, columns = evaluation.labels, evaluation.convention.columns
+    mean = {t: {m: _mean(finite(evaluation, t, m)) for m in columns} for t in labels.targets}
+    penalised = {t: {m: _mean(with_penalty(evaluation, t, m)) for m in columns} for t in labels.targets}
     return {
-        "foreground_mean": _over_labels(mean),
-        "foreground_mean_penalised": _over_labels(penalised),
+        "foreground_mean": _over_labels(mean, evaluation.convention),
+        "foreground_mean_penalised": _over_labels(penalised, evaluation.convention),
         "mean": _with_keys(mean),
         "mean_penalised": _with_keys(penalised),
         "counts": {str(t): counts(evaluation, t) for t in labels.targets},
@@ -60,7 +51,8 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "written_by": f"nnunet_ext {__version__}",
             "nsd_tolerance_mm": evaluation.nsd_tolerance_mm,
             "ignore_label": labels.ignore,
-            "conventions": CONVENTIONS,
+            "convention": evaluation.convention.name,
+            "conventions": evaluation.convention.describe(),
         },
         "metric_per_case": [_case_entry(result) for result in evaluation.cases],
     }
@@ -105,8 +97,14 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
 
 def format_table(evaluation: Evaluation) -> str:
     """The table for the terminal: one row per label, mean ± SD over cases, then the foreground mean."""
-    tolerance = f"NSD@{evaluation.nsd_tolerance_mm:g}mm"
-    shown = {"Dice": ("Dice", 4), "HD95": ("HD95 mm", 2), "NSD": (tolerance, 4), "ASSD": ("ASSD mm", 2)}
+    unit = evaluation.convention.unit
+    titles = {
+        "Dice": ("Dice", 4),
+        "HD95": (f"HD95 {unit}", 2),
+        "NSD": (f"NSD@{evaluation.nsd_tolerance_mm:g}mm", 4),
+        "ASSD": ("ASSD mm", 2),
+    }
+    shown = {metric: titles[metric] for metric in titles if metric in evaluation.convention.metrics}
     rows = [["label", "name", "cases", "missed", "false alarms", *(title for title, _ in shown.values())]]
     for target, name in zip(evaluation.labels.targets, evaluation.labels.names, strict=True):
         tally = counts(evaluation, target)
@@ -159,9 +157,11 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _over_labels(means: dict[Target, dict[str, float]]) -> dict[str, float]:
+def _over_labels(means: dict[Target, dict[str, float]], convention: Convention) -> dict[str, float]:
+    columns = {m: np.array([means[t][m] for t in means]) for m in convention.columns}
+    if convention.undefined_mean:
+        return {m: float(values.mean()) for m, values in columns.items()}
     # A label that occurs nowhere has no mean; it must not make the mean over the others undefined.
-    columns = {m: np.array([means[t][m] for t in means]) for m in METRICS}
     return {m: _mean(values[~np.isnan(values)]) for m, values in columns.items()}
 
 
@@ -193,7 +193,7 @@ def _case_rows(evaluation: Evaluation) -> list[list[Any]]:
         ]
         for case in evaluation.cases
         for target, name in zip(evaluation.labels.targets, evaluation.labels.names, strict=True)
-        for metric in METRICS
+        for metric in evaluation.convention.columns
     ]
 
 
@@ -201,7 +201,7 @@ def _label_rows(evaluation: Evaluation) -> list[list[Any]]:
     rows = []
     for target, name in zip(evaluation.labels.targets, evaluation.labels.names, strict=True):
         tally = counts(evaluation, target)
-        for metric in METRICS:
+        for metric in evaluation.convention.columns:
             values = finite(evaluation, target, metric)
             nan = float("nan")
             quartiles = np.percentile(values, [50, 25, 75, 0, 100]).tolist() if len(values) else [nan] * 5
