@@ -9,6 +9,7 @@ VARIABLES = {
     "NNUNET_EXT_ITERATIONS": "training batches per epoch",
     "NNUNET_EXT_VAL_ITERATIONS": "validation batches per epoch",
     "NNUNET_EXT_PRECISION": "arithmetic of training: fp16, bf16 or fp32",
+    "NNUNET_EXT_LEARNING_RATE": "learning rate at the first epoch",
     "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
 }

@@ -6,6 +6,7 @@ is validated before anything is written, logged, and saved with the run (`run.js
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class TrainingSettings:
         val_iterations: NNUNET_EXT_VAL_ITERATIONS, validation batches per epoch.
         precision: NNUNET_EXT_PRECISION, one of `PRECISIONS`.
         checkpoint_every: NNUNET_EXT_CHECKPOINT_EVERY, epochs between two writes of checkpoint_latest.
+        learning_rate: NNUNET_EXT_LEARNING_RATE, at the first epoch.
     """
 
     epochs: int | None = None
@@ -32,6 +34,7 @@ class TrainingSettings:
     val_iterations: int | None = None
     precision: str | None = None
     checkpoint_every: int | None = None
+    learning_rate: float | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> TrainingSettings:
@@ -46,6 +49,7 @@ class TrainingSettings:
             val_iterations=_positive(environment, "NNUNET_EXT_VAL_ITERATIONS"),
             precision=_precision(environment),
             checkpoint_every=_positive(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
+            learning_rate=_rate(environment, "NNUNET_EXT_LEARNING_RATE"),
         )
 
 
@@ -72,6 +76,19 @@ def _positive(environment: Mapping[str, str], name: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
     return int(text)
+
+
+def _rate(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise TrainingError(f"{name}={text!r} must be a number above 0 and up to 1, such as 8e-5")
+    return value
 
 
 def _precision(environment: Mapping[str, str]) -> str | None:
