@@ -25,7 +25,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
-from nnunet_ext.trainers.run_record import available_cores, describe_hardware, describe_software, peak_memory_bytes
+from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 
 # The exit status that says: everything is saved, submit me again with --c.
@@ -75,6 +75,7 @@ class SharedTrainer(nnUNetTrainer):
         self.num_epochs = settings.epochs or self.num_epochs
         self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
+        self.initial_lr = settings.learning_rate or self.initial_lr
         self._last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
@@ -85,7 +86,9 @@ class SharedTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             # nnU-Net takes every core of the node; a job owns only its allocation.
             asked = os.environ.get("OMP_NUM_THREADS", "")
-            torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
+            torch.set_num_threads(
+                min(run_record.available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6)
+            )
         super().initialize()
         if self.local_rank == 0:
             self._add_tensorboard()
@@ -223,8 +226,11 @@ class SharedTrainer(nnUNetTrainer):
             # Training is over and saved; --c runs the validation again.
             raise SystemExit(EXIT_RESUBMIT)
 
+        begin = time.monotonic()
         with _handlers(leave):
             super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            run_record.add_validation(self.output_folder, time.monotonic() - begin, len(self.do_split()[1]))
 
     def _on_signal(self, number: int) -> None:
         self._stop = "batch" if number == signal.SIGTERM else "epoch"
@@ -251,8 +257,9 @@ class SharedTrainer(nnUNetTrainer):
                 "patch_size": list(self.configuration_manager.patch_size),
             },
             "parameters": parameters,
-            "software": describe_software(),
-            "hardware": describe_hardware(self.device),
+            "gmacs_per_patch": self._gmacs(),
+            "software": run_record.describe_software(),
+            "hardware": run_record.describe_hardware(self.device),
         }
         self._write_record()
 
@@ -304,8 +311,16 @@ class SharedTrainer(nnUNetTrainer):
             starts = self.logger.get_value("epoch_start_timestamps", step=None)
             ends = self.logger.get_value("epoch_end_timestamps", step=None)
             self._record["epoch_seconds"] = [round(end - start, 3) for start, end in zip(starts, ends, strict=False)]
-            self._record["peak_memory_bytes"] = peak_memory_bytes(self.device)
+            self._record["peak_memory_bytes"] = run_record.peak_memory_bytes(self.device)
             write_json(os.path.join(self.output_folder, "run.json"), self._record)
+
+    def _gmacs(self) -> float | None:
+        self.set_deep_supervision_enabled(False)
+        try:
+            patch_size = self.configuration_manager.patch_size
+            return run_record.count_gmacs(self.bare_network(), self.num_input_channels, patch_size, self.device)
+        finally:
+            self.set_deep_supervision_enabled(self.enable_deep_supervision)
 
     def _add_tensorboard(self) -> None:
         from nnunet_ext.trainers.tensorboard import TensorBoardLogger

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.files import write_json
 from nnunet_ext.trainers._base import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
+from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
 
@@ -53,6 +55,7 @@ def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
     }  # fmt: skip
     assert len(record["epoch_seconds"]) == 2
     assert record["parameters"] == sum(p.numel() for p in trainer.network.parameters())
+    assert record["peak_memory_bytes"] > 1e8 and set(record["software"]) >= {"git", "nnunetv2", "torch", "nnunet_ext"}
     assert len(trainer.logger.get_value("train_losses", None)) == 2
     assert "checkpoint_final.pth" in files(trainer)
     assert not {LATEST, PREVIOUS} & files(trainer)
@@ -70,6 +73,29 @@ def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
 def test_wrong_variables_are_named(variable, value, message):
     with pytest.raises(TrainingError, match=message):
         TrainingSettings.from_environment({variable: value})
+
+
+def test_multiply_adds_are_those_of_convolutions_and_leave_the_network_as_it_is():
+    layers = [torch.nn.Conv3d(2, 4, 3, padding=1), torch.nn.Conv3d(4, 3, 1)]
+    network = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).train()
+    before = [p.clone() for p in network.parameters()]
+    voxels = 8 * 16 * 16
+    expected = voxels * (2 * 4 * 27 + 4 * 3) / 1e9
+    assert count_gmacs(network, 2, (8, 16, 16), torch.device("cpu")) == round(expected, 3) == 0.0
+    assert count_gmacs(network, 2, (80, 160, 160), torch.device("cpu")) == pytest.approx(1000 * expected, abs=5e-4)
+    assert network.training and all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    data_dependent = torch.nn.Module()
+    data_dependent.forward = lambda x: x if x.sum() > 0 else -x
+    assert count_gmacs(data_dependent, 2, (8, 8, 8), torch.device("cpu")) is None
+
+
+def test_validation_time_is_added_to_the_record(tmp_path):
+    add_validation(str(tmp_path), 12.0, 3)  # nothing to add to
+    assert not list(tmp_path.iterdir())
+    write_json(tmp_path / "run.json", {"parameters": 5})
+    add_validation(str(tmp_path), 12.0, 3)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record == {"parameters": 5, "validation": {"seconds": 12.0, "cases": 3}}
 
 
 def test_wrong_variable_ends_the_command_with_one_line(preprocessed):
