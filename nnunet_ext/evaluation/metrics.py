@@ -20,6 +20,7 @@ import numpy as np
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.conventions import DEFAULT, Convention, apply
+from nnunet_ext.evaluation.conventions import surface_metrics as surface_metrics  # distances in, metrics out
 from nnunet_ext.evaluation.labels import Labels, Target
 from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box, look_up
 
