@@ -99,6 +99,37 @@ ENTRIES = (
             "NNUNET_EXT_PRECISION=fp32",
         ),
     ),
+    Entry(
+        "nnUNetTrainerSAMMed3D",
+        "nnunet_ext.trainers.sam_med3d",
+        model=Model(
+            network="SAM-Med3D",
+            paper="Wang et al., SAM-Med3D: Towards General-purpose Segmentation Models for Volumetric Medical Images, "
+            "ECCV 2024 workshops",
+            link="arXiv:2310.15161",
+            inputs=("3d_fullres", "3d_lowres"),
+            needs="nothing beyond nnU-Net; clicks go in with nnunet_ext predict-prompts or -prev_stage_predictions",
+            parameters=100_509_232,
+            parameters_of="the published network; one token of 384 more per class",
+            remarks="segmentation by clicks; without clicks it segments all classes, which is this project's addition",
+        ),
+    ),
+    Entry("nnUNetPlannerSAMMed3D", "nnunet_ext.plans.sam_med3d", kind="planner"),
+    Entry(
+        "nnUNetTrainerUniverSeg",
+        "nnunet_ext.trainers.universeg",
+        model=Model(
+            network="UniverSeg",
+            paper="Butoi, Gonzalez Ortiz et al., UniverSeg: Universal Medical Image Segmentation, ICCV 2023",
+            link="arXiv:2304.06131",
+            inputs=("2d",),
+            needs="nothing beyond nnU-Net; one labelled case is enough",
+            parameters=1_182_785,
+            parameters_of="the published network; it does not depend on channels or labels",
+            remarks="few-shot: segments by a support set that checkpoints carry; volumes slice by slice; without "
+            "training: nnunet_ext predict-fewshot",
+        ),
+    ),
 )
 
 

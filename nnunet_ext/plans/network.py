@@ -60,4 +60,14 @@ def _unetrpp(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> di
     return {"patch_size": list(patch_size), "strides": [list(stride) for stride in fit_geometry(patch_size).strides]}
 
 
-_FROM_PATCH = {"segmamba": _segmamba, "unetrpp": _unetrpp}
+def _sam_med3d(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
+    """Nothing: every patch is resized to the network's cube."""
+    return {}
+
+
+def _universeg(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
+    """Nothing: every slice is resized to the network's square."""
+    return {}
+
+
+_FROM_PATCH = {"sam_med3d": _sam_med3d, "segmamba": _segmamba, "unetrpp": _unetrpp, "universeg": _universeg}

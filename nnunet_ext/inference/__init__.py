@@ -1,0 +1,1 @@
+"""From a trained network to label maps, where nnU-Net alone does not lead."""

@@ -1,0 +1,201 @@
+"""SAM-Med3D (arXiv:2310.15161) as an nnU-Net trainer: simulated clicks, and every class without one."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nnunet_ext.errors import TrainingError
+from nnunet_ext.files import write_json
+from nnunet_ext.inference.promptable import PromptableSAMMed3D
+from nnunet_ext.inference.prompted_object import PreparedVolume
+from nnunet_ext.inference.prompted_scores import USERS, PromptedScore, click_through, make_user, summarise
+from nnunet_ext.losses import binary_dice_ce
+from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.trainers._base import SharedTrainer
+
+
+class nnUNetTrainerSAMMed3D(SharedTrainer):
+    """SAM-Med3D on any 3D configuration nnU-Net plans, from scratch or from published weights.
+
+    Each sample of a batch gets one object, one of the classes in its patch. An interaction with it is simulated
+    (`nnunet_ext.prompts`) and all its rounds are scored with Dice and cross-entropy, as published; the output channels'
+    own tokens are scored with nnU-Net's loss, which is this project's addition. The patch is resized to the network's
+    cube and the logits back.
+
+    Faults of the published training that are mended here: an object without any error left does not end the run; the
+    mask that decides on the next click has the threshold of inference; half of the batches see all clicks so far, as
+    inference does, not only the newest; intensities are normalised per case, not per batch; and a patch without
+    an object is scored by its automatic segmentation alone.
+
+    AdamW with nnU-Net's poly schedule, one learning rate for all parts, gradients clipped at 1. The authors have 8e-4
+    for the encoder and a tenth of it for the rest in training with a batch of 480, and 8e-5 in fine-tuning:
+    NNUNET_EXT_LEARNING_RATE sets it.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        refuse_what_has_no_volume(PlansManager(plans), configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.initial_lr = self.settings.learning_rate or 3e-4
+        self.weight_decay = 0.1
+        # Clicks need an object in the patch more often than nnU-Net's third of the samples.
+        self.oversample_foreground_percent = 0.67
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        arguments = network_arguments("sam_med3d", configuration_manager)
+        return PromptableSAMMed3D(num_input_channels, num_output_channels, **arguments)
+
+    def configure_optimizers(self):
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.initial_lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # Not earlier: weights to start from carry the setting of their own data set.
+        self.bare_network().has_regions.fill_(self.label_manager.has_regions)
+
+    def train_step(self, batch: dict) -> dict:
+        data, target = self._to_device(batch)
+        assert isinstance(target, Tensor)
+        objects, counted, channel = choose_objects(
+            target, self.label_manager.has_regions, self.label_manager.ignore_label
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            output = self.network(data, objects, channel)
+            loss = self.loss(output.automatic, target)
+            loss = loss + sum(binary_dice_ce(r, objects, counted) for r in output.rounds) / len(output.rounds)
+        self.step(loss, batch, max_norm=1.0)
+        return {"loss": loss.detach().float().cpu().numpy()}
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        self.network.eval()
+        scores = self._prompted_scores()
+        if self.is_ddp:
+            gathered: list = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, scores)
+            scores = [score for part in gathered for score in part]
+        if self.local_rank == 0:
+            self._write_prompted(scores)
+
+    def _prompted_scores(self) -> list[PromptedScore]:
+        """Click through this rank's share of the validation cases, on their preprocessed grid."""
+        _, keys = self.do_split()
+        keys = sorted(keys)
+        if self.is_ddp:
+            keys = keys[self.local_rank :: dist.get_world_size()]
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
+        network = self.bare_network()
+        scores = []
+        for number, case in enumerate(dataset.identifiers):
+            data, segmentation, _, _ = dataset.load_case(case)
+            configuration = self.configuration_manager
+            volume = PreparedVolume(
+                torch.from_numpy(data[:]).float(), tuple(configuration.patch_size), tuple(configuration.spacing)
+            )
+            segmentation = segmentation[0][:] if segmentation.ndim == 4 else segmentation[:]
+            for target, labels in self._targets().items():
+                reference = (segmentation[..., None] == torch.tensor(labels).numpy()).any(-1)
+                if not reference.any():
+                    continue
+                for user in USERS:
+                    clicker = make_user(user, volume.spacing_mm, seed=number)
+                    with self.autocast():
+                        dice, nsd = click_through(network, volume, reference, clicker)
+                    scores.append(PromptedScore(case, target, user, dice, nsd))
+            self.print_to_log_file(f"clicked through {case}", also_print_to_console=False)
+        return scores
+
+    def _targets(self) -> dict[str, tuple[int, ...]]:
+        """Name of each class or region -> its label values."""
+        named = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
+        return {name: tuple(v) if isinstance(v, (list, tuple)) else (v,) for name, v in named.items()}
+
+    def _write_prompted(self, scores: list[PromptedScore]) -> None:
+        from nnunet_ext.reports.clicks import write_click_curves
+
+        summary = summarise(scores)
+        folder = os.path.join(self.output_folder, "validation")
+        write_json(os.path.join(folder, "prompted_summary.json"), summary)
+        write_click_curves(summary, os.path.join(folder, "prompted_summary.png"), self.plans_manager.dataset_name)
+        for user, found in summary["users"].items():
+            curve = ", ".join(f"{value:.3f} at {n}" for n, value in found["mean"]["Dice"].items())
+            self.print_to_log_file(f"Dice under simulated clicks ({user}, sees the reference): {curve}")
+
+
+def choose_objects(target: Tensor, has_regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one object per sample from the classes or regions in its patch.
+
+    Args:
+        target: nnU-Net's: label map (batch, 1, *patch), or regions (batch, n, *patch) with, where there is an ignore
+            label, its voxels as one more channel.
+        has_regions, ignore_label: of the data set.
+
+    Returns:
+        The objects (batch, 1, *patch) of 0 and 1; which voxels count (same shape), none in a sample without an object;
+        and the output channel of each object (batch,).
+    """
+    objects = torch.zeros_like(target[:, :1], dtype=torch.float32)
+    counted = torch.ones_like(objects)
+    channel = torch.zeros(len(target), dtype=torch.int64, device=target.device)
+    for i, sample in enumerate(target):
+        if has_regions:
+            regions = sample[: len(sample) - (ignore_label is not None)] > 0
+            present = regions.flatten(1).any(1).nonzero()[:, 0]
+            ignored = sample[-1] > 0 if ignore_label is not None else None
+        else:
+            present = sample.unique()
+            present = present[(present > 0) & (present != (-1 if ignore_label is None else ignore_label))]
+            ignored = sample[0] == ignore_label if ignore_label is not None else None
+        if not len(present):
+            counted[i] = 0
+            continue
+        chosen = present[int(torch.randint(len(present), ()))]
+        channel[i] = chosen
+        objects[i, 0] = (regions[chosen] if has_regions else sample[0] == chosen).float()
+        if ignored is not None:
+            counted[i, 0] = (~ignored).float()
+    return objects, counted, channel
+
+
+def refuse_what_has_no_volume(plans_manager: PlansManager, configuration: str) -> None:
+    """Refuse slices and the second stage of a cascade, naming what can be trained instead.
+
+    Raises:
+        TrainingError: always for those.
+    """
+    possible = []
+    for name in plans_manager.available_configurations:
+        planned = plans_manager.get_configuration(name)
+        if len(planned.patch_size) == 3 and planned.previous_stage_name is None:
+            possible.append(name)
+    if configuration in possible:
+        return
+    choice = f"choose {' or '.join(possible)}" if possible else "these plans have no such configuration; plan one"
+    raise TrainingError(
+        f"SAM-Med3D trains on volumes without a previous stage, so not on {configuration!r} of "
+        f"{plans_manager.dataset_name}; {choice}. A trained one refines the result of any other with "
+        "nnUNetv2_predict -prev_stage_predictions"
+    )
