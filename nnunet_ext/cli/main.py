@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "list the trainers, what they need and where they come from",
     "plan": "write plans that size a network for a preprocessed data set",
     "import-weights": "fit published weights to a data set, for fine-tuning",
+    "slurm": "cross-validations as batch jobs: write, submit, watch and resume them; or run them here",
     "data": "check, clean, get and convert data sets",
     "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
 }

@@ -1,0 +1,1 @@
+"""Cross-validations as batch jobs: readable scripts for Slurm (or LSF, PBS, no scheduler), their state, resumption."""

@@ -1,0 +1,169 @@
+"""From what a user types to a `Pipeline`: names looked up, folders found, everything that can be wrong found now."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunet_ext.discovery.table import of_kind
+from nnunet_ext.errors import UserError
+from nnunet_ext.slurm.job import Resources
+from nnunet_ext.slurm.pipeline import Pipeline, Run
+from nnunet_ext.slurm.prepare import data_identifier
+
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def compose(
+    dataset: str,
+    trainers: Sequence[str],
+    configuration: str,
+    plans: Sequence[str],
+    folds: Sequence[str],
+    resources: Resources,
+    *,
+    scheduler: str = "slurm",
+    folder: Path | None = None,
+    images: Path | None = None,
+    references: Path | None = None,
+    scratch: str | None = None,
+    at_once: int | None = None,
+    warn_seconds: int = 300,
+    cpu_partition: str | None = None,
+    setup: tuple[str, ...] = (),
+) -> Pipeline:
+    """Check and complete a description; parameters as of `Pipeline`.
+
+    Raises:
+        UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work.
+    """
+    raw, preprocessed, results = (str(_base(name)) for name in FOLDERS)
+    name = find_dataset(dataset)
+    if configuration == "3d_cascade_fullres":
+        raise UserError(
+            "-c 3d_cascade_fullres predicts in two stages, which this pipeline does not chain; use 3d_lowres"
+        )
+    _check_folds(folds)
+    for trainer in trainers:
+        _check_trainer(trainer)
+    if len(plans) not in (1, len(trainers)):
+        raise UserError(f"-p has {len(plans)} plans for {len(trainers)} trainers; give one for all or one for each")
+    pairs = list(zip(trainers, plans if len(plans) > 1 else list(plans) * len(trainers), strict=True))
+    if len(set(pairs)) < len(pairs):
+        raise UserError(f"{' '.join(trainers)}: the same trainer with the same plans twice; name each once")
+    runs = tuple(Run(t, p, _data(Path(preprocessed, name), p, configuration)) for t, p in pairs)
+    if warn_seconds > resources.minutes * 60 // 2:
+        raise UserError(f"--warn {warn_seconds} is more than half of the time limit; raise --time or lower --warn")
+    if scratch is not None and re.search(r'["`\n\\]', scratch):
+        raise UserError(f"--scratch {scratch} must be a folder, variables allowed, such as '$TMPDIR'")
+    if images is None and references is not None:
+        raise UserError("-r are the label maps of the images given with -i; give both")
+    if images is None and _filled(Path(raw, name, "imagesTs")):
+        images = Path(raw, name, "imagesTs")
+        references = Path(raw, name, "labelsTs") if _filled(Path(raw, name, "labelsTs")) else None
+    for given in (images, references):
+        if given is not None and not _filled(given):
+            raise UserError(f"{given} is no folder with files in it")
+    return Pipeline(
+        scheduler=scheduler,
+        dataset=name,
+        configuration=configuration,
+        runs=runs,
+        folds=tuple(folds),
+        folder=str((folder or Path(f"slurm_{name}_{configuration}")).absolute()),
+        raw=raw,
+        preprocessed=preprocessed,
+        results=results,
+        path=str(Path(sys.executable).parent),
+        resources=resources,
+        images=None if images is None else str(images.absolute()),
+        references=None if references is None else str(references.absolute()),
+        scratch=scratch,
+        at_once=at_once,
+        warn_seconds=warn_seconds,
+        cpu_partition=cpu_partition,
+        setup=setup,
+        variables=settings(os.environ),
+    )
+
+
+def find_dataset(dataset: str) -> str:
+    """Full name of a data set given by number or name, among raw and preprocessed ones.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    wanted = f"Dataset{int(dataset):03d}_" if dataset.isdecimal() else dataset
+    names = {
+        path.name
+        for base in (_base("nnUNet_raw"), _base("nnUNet_preprocessed"))
+        for path in base.glob("Dataset*")
+        if path.is_dir() and (path.name.startswith(wanted) if dataset.isdecimal() else path.name == wanted)
+    }
+    if len(names) != 1:
+        found = ", ".join(sorted(names)) or "none"
+        raise UserError(f"-d {dataset}: expected one data set under nnUNet_raw or nnUNet_preprocessed, found {found}")
+    return names.pop()
+
+
+def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Variables of nnU-Net and of this package that are set, without the three folders: the jobs must see them, too."""
+    return tuple(
+        (name, value)
+        for name, value in sorted(environment.items())
+        if name.startswith(("NNUNET_EXT_", "nnUNet_")) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
+    )
+
+
+def _base(name: str) -> Path:
+    value = os.environ.get(name)
+    if not value:
+        raise UserError(f"{name} is not set; export it as nnU-Net's documentation says")
+    return Path(value).absolute()
+
+
+def _check_folds(folds: Sequence[str]) -> None:
+    if list(folds) == ["all"]:
+        return
+    wrong = [fold for fold in folds if not fold.isdecimal()]
+    if wrong:
+        raise UserError(f"-f {wrong[0]} is no fold; expected numbers such as 0 1 2 3 4, or only all")
+    if len(set(folds)) < len(folds):
+        raise UserError(f"-f {' '.join(folds)} names a fold twice; name each once")
+
+
+def _check_trainer(name: str) -> None:
+    """Look for the class in the sources: importing nnU-Net to ask it takes many seconds."""
+    ours = [entry.name for entry in of_kind("trainer")]
+    if name in ours:
+        return
+    spec = importlib.util.find_spec("nnunetv2")
+    roots = (
+        [Path(place, "training", "nnUNetTrainer") for place in (spec.submodule_search_locations or [])] if spec else []
+    )
+    roots += [Path(place) for place in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if place]
+    known = set(ours)
+    for root in roots:
+        for path in root.rglob("*.py"):
+            known |= set(re.findall(r"^class (\w+)\(", path.read_text(encoding="utf-8", errors="replace"), re.M))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        raise UserError(f"-tr {name} is no trainer{'; did you mean ' + ' or '.join(near) + '?' if near else ''}")
+
+
+def _data(folder: Path, plans: str, configuration: str) -> str:
+    if "__" in plans:
+        raise UserError(f"-p {plans} may not contain '__', which nnU-Net uses to split folder names")
+    # nnU-Net's own plans are made by the first step; others exist before.
+    if plans == "nnUNetPlans" and not (folder / f"{plans}.json").is_file():
+        return f"nnUNetPlans_{configuration}"
+    return data_identifier(folder, plans, configuration)
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

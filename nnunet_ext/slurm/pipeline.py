@@ -1,0 +1,315 @@
+"""The path of one data set through a cluster: plan, train folds x trainers, select, predict, evaluate, report.
+
+`Pipeline` is the frozen description, kept as pipeline.json beside the scripts; `jobs` turns it into text only.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.slurm.job import Job, Resources
+
+PREPARE, TRAIN, SELECT = "1_prepare", "2_train", "3_select"
+PREDICT, EVALUATE, REPORT = "4_predict", "5_evaluate", "6_report"
+# Between telling the trainer to stop at the next batch and the time limit: room to write a checkpoint.
+_SAVE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trainer on one set of plans; `data` is the preprocessed folder these plans use."""
+
+    trainer: str
+    plans: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Everything the scripts depend on.
+
+    Attributes:
+        scheduler: a key of `nnunet_ext.slurm.dialects.DIALECTS`.
+        dataset: full name, e.g. Dataset004_Hippocampus.
+        configuration: nnU-Net's, e.g. 3d_fullres.
+        runs: what is trained and compared.
+        folds: numbers as text, or only "all".
+        folder: absolute; gets scripts, logs, predictions and report.
+        raw, preprocessed, results: nnU-Net's three folders.
+        path: folder of the commands.
+        resources: of one training task; the other steps ask for the same, without GPU where they need none.
+        images: test images to predict; None for none.
+        references: their label maps; None where there are none.
+        scratch: shell word of a folder on the node's own disk to train from; None trains from `preprocessed`.
+        at_once: training tasks at the same time; None leaves it to the scheduler.
+        warn_seconds: the training is told so long before its time limit.
+        cpu_partition: for the steps without GPU; None takes the other one.
+        setup: shell lines at the head of every script.
+        variables: settings of training, nnU-Net's and this package's.
+    """
+
+    scheduler: str
+    dataset: str
+    configuration: str
+    runs: tuple[Run, ...]
+    folds: tuple[str, ...]
+    folder: str
+    raw: str
+    preprocessed: str
+    results: str
+    path: str
+    resources: Resources
+    images: str | None = None
+    references: str | None = None
+    scratch: str | None = None
+    at_once: int | None = None
+    warn_seconds: int = 300
+    cpu_partition: str | None = None
+    setup: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+
+    def result_folder(self, run: Run) -> Path:
+        """nnU-Net's folder of a run, above its folds."""
+        return Path(self.results, self.dataset, f"{run.trainer}__{run.plans}__{self.configuration}")
+
+    def tasks(self) -> list[tuple[Run, str]]:
+        """(run, fold) of every training task, in the order of the array."""
+        return [(run, fold) for run in self.runs for fold in self.folds]
+
+    def to_json(self) -> dict[str, Any]:
+        """What pipeline.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Pipeline:
+        """The inverse of `to_json`."""
+        resources = Resources(**{**value["resources"], "extra": tuple(value["resources"]["extra"])})
+        return cls(
+            **{
+                **value,
+                "runs": tuple(Run(**run) for run in value["runs"]),
+                "folds": tuple(value["folds"]),
+                "setup": tuple(value["setup"]),
+                "variables": tuple((name, text) for name, text in value["variables"]),
+                "resources": resources,
+            }
+        )
+
+
+def jobs(pipeline: Pipeline) -> list[Job]:
+    """The steps in order; steps that have nothing to do are left out."""
+    steps = [_prepare(pipeline), _train(pipeline)]
+    if pipeline.folds != ("all",):
+        steps.append(_select(pipeline))
+    if pipeline.images is not None:
+        steps.append(_predict(pipeline))
+    if pipeline.folds != ("all",) or pipeline.references is not None:
+        steps += [_evaluate(pipeline), _report(pipeline)]
+    return steps
+
+
+def _job(pipeline: Pipeline, name: str, purpose: str, body: list[str], gpu: bool = False, **more: Any) -> Job:
+    resources = pipeline.resources
+    if not gpu:
+        resources = replace(resources, gpus=0, partition=pipeline.cpu_partition or resources.partition)
+    environment = (
+        ("nnUNet_raw", pipeline.raw),
+        ("nnUNet_preprocessed", pipeline.preprocessed),
+        ("nnUNet_results", pipeline.results),
+        *pipeline.variables,
+    )
+    if name != TRAIN:
+        mark = f"{name}_$task" if "tasks" in more else name
+        body = [*body, f'touch "$folder/done/{mark}"']
+    return Job(
+        name=name,
+        label=f"{pipeline.dataset.split('_')[0]}_{name}",
+        purpose=purpose,
+        resources=resources,
+        environment=environment,
+        path=pipeline.path,
+        folder=pipeline.folder,
+        body="\n".join(body),
+        setup=pipeline.setup,
+        **more,
+    )
+
+
+def _prepare(pipeline: Pipeline) -> Job:
+    plans = sorted({run.plans for run in pipeline.runs})
+    command = [
+        "nnunet_ext", "slurm", "prepare", "-d", pipeline.dataset, "-c", pipeline.configuration, "-p", *plans,
+    ]  # fmt: skip
+    body = [
+        "# Plans and preprocesses what is not there yet, and writes the folds before anyone trains.",
+        shlex.join(command) + ' -n "$nnUNet_def_n_proc"',
+    ]
+    return _job(pipeline, PREPARE, f"Plan, preprocess and split {pipeline.dataset}.", body)
+
+
+def _train(pipeline: Pipeline) -> Job:
+    gpus = pipeline.resources.gpus
+    runs = pipeline.runs
+    body = [
+        f"trainers=({shlex.join(run.trainer for run in runs)})",
+        f"plans=({shlex.join(run.plans for run in runs)})",
+        f"folds=({shlex.join(pipeline.folds)})",
+        "run=$((task / ${#folds[@]}))",
+        "fold=${folds[task % ${#folds[@]}]} trainer=${trainers[run]} plan=${plans[run]}",
+        f'result="$nnUNet_results/{pipeline.dataset}/${{trainer}}__${{plan}}__{pipeline.configuration}/fold_$fold"',
+        'echo "$(date "+%F %T") $trainer $plan fold $fold on $(hostname)"',
+        'if [ -f "$result/validation/summary.json" ]; then',
+        '  echo "finished already"',
+        "  exit 0",
+        "fi",
+        "",
+        *_scratch(pipeline),
+        "# --c from the first time on: it continues where there is a checkpoint and begins where there is none.",
+        f'nnUNetv2_train {pipeline.dataset} {pipeline.configuration} "$fold" -tr "$trainer" -p "$plan"'
+        + (f" -num_gpus {gpus}" if gpus > 1 else "" if gpus else " -device cpu")
+        + " --c &",
+        "pid=$!",
+        'warned="" timer=""',
+        *_tell(gpus),
+        "# Warned of the time limit: finish the epoch; if that takes too long, stop at the next batch.",
+        f"trap 'warned=yes; tell USR1; sleep {max(pipeline.warn_seconds - _SAVE_SECONDS, 10)} & timer=$!' USR1",
+        "# Cancelled or preempted: stop at the next batch. Whoever preempts queues the task again.",
+        "trap 'tell TERM' TERM",
+        'while kill -0 "$pid" 2> /dev/null; do  # a trapped signal ends wait early',
+        '  wait -n "$pid" ${timer:+"$timer"}',
+        '  if [ -n "$timer" ] && ! kill -0 "$timer" 2> /dev/null; then tell TERM; timer=""; fi',
+        "done",
+        'wait "$pid"',
+        "status=$?",
+        '[ -z "$timer" ] || kill "$timer" 2> /dev/null',
+        'echo "$(date "+%F %T") $trainer $plan fold $fold ended with status $status"',
+        *_again(gpus),
+        "  @requeue@",
+        "fi",
+        'exit "$status"',
+    ]
+    return _job(
+        pipeline,
+        TRAIN,
+        f"Train {pipeline.dataset} {pipeline.configuration}: task = run x {len(pipeline.folds)} + fold.",
+        body,
+        gpu=True,
+        tasks=len(pipeline.tasks()),
+        threaded=gpus == 0,
+        at_once=pipeline.at_once,
+        warn_seconds=pipeline.warn_seconds,
+    )
+
+
+def _tell(gpus: int) -> list[str]:
+    if gpus < 2:
+        return ['tell() { kill "-$1" "$pid"; }']
+    return [
+        "# nnU-Net trains in one process per GPU below this one, which itself knows no signal.",
+        'tell() { pkill "-$1" -P "$pid" -f spawn_main || kill "-$1" "$pid"; }',
+    ]
+
+
+def _again(gpus: int) -> list[str]:
+    saved = "85: all is saved. 138: the signal came before the trainer listened."
+    if gpus < 2:
+        return [f"# {saved}", 'if [ -n "$warned" ] && [[ $status =~ ^(85|138)$ ]]; then']
+    return [f"# {saved} 1: nnU-Net's word for either with several GPUs.",
+            'if [ -n "$warned" ] && [[ $status =~ ^(85|138|1)$ ]]; then']  # fmt: skip
+
+
+def _scratch(pipeline: Pipeline) -> list[str]:
+    if pipeline.scratch is None:
+        return []
+    return [
+        "# What training reads, on the node's own disk. The name follows plans and folds; the rename makes the copy",
+        "# appear whole, also for a neighbour on this node that wants it too.",
+        f"data=({shlex.join(run.data for run in pipeline.runs)})",
+        f'scratch="{pipeline.scratch}"',
+        f'source="$nnUNet_preprocessed/{pipeline.dataset}"',
+        'key=$(cat "$source"/*.json | cksum | cut -d" " -f1)',
+        'copy="$scratch/nnunet_ext-$(id -u)-$key-${data[run]}"',
+        'if [ ! -d "$copy" ]; then',
+        '  mkdir -p "$scratch" && new=$(mktemp -d "$scratch/.nnunet_ext-XXXXXX") || exit 1',
+        f'  inside="$new/{pipeline.dataset}"',
+        '  mkdir "$inside"',
+        '  cp -r "$source/${data[run]}" "$source/gt_segmentations" "$source"/*.json "$inside" || exit 1',
+        '  mv -T "$new" "$copy" 2> /dev/null || rm -rf "$new"',
+        "fi",
+        '[ -O "$copy" ] || { echo "cannot copy to $copy"; exit 1; }',
+        'export nnUNet_preprocessed="$copy"',
+        "",
+    ]
+
+
+def _select(pipeline: Pipeline) -> Job:
+    runs = [f"{run.trainer}__{run.plans}" for run in pipeline.runs]
+    command = [
+        "nnunet_ext", "slurm", "select", "-d", pipeline.dataset, "-c", pipeline.configuration, "-f", *pipeline.folds,
+        "-r", *runs,
+    ]  # fmt: skip
+    body = [
+        "# The best by nnU-Net's own rule, and for every run whether keeping the largest component helps.",
+        shlex.join(command) + ' -n "$nnUNet_def_n_proc"',
+    ]
+    return _job(pipeline, SELECT, "Pool the folds, choose the best run, determine the post-processing.", body)
+
+
+def _predict(pipeline: Pipeline) -> Job:
+    device = "" if pipeline.resources.gpus else " -device cpu"
+    folds, images = shlex.join(pipeline.folds), shlex.quote(str(pipeline.images))
+    body = [
+        f"trainers=({shlex.join(run.trainer for run in pipeline.runs)})",
+        f"plans=({shlex.join(run.plans for run in pipeline.runs)})",
+        "trainer=${trainers[task]} plan=${plans[task]}",
+        f"name=${{trainer}}__${{plan}}__{pipeline.configuration}",
+        "workers=$((cpus < 3 ? 1 : 3))",
+        f'nnUNetv2_predict -d {pipeline.dataset} -i {images} -o "$folder/predictions/$name" '
+        f'-tr "$trainer" -p "$plan" -c {pipeline.configuration} -f {folds} -npp "$workers" -nps "$workers"{device}',
+    ]
+    if pipeline.folds != ("all",):
+        pooled = f"crossval_results_folds_{'_'.join(pipeline.folds)}"
+        body += [
+            f'pooled="$nnUNet_results/{pipeline.dataset}/$name/{pooled}"',
+            'final="$folder/predictions/${name}_postprocessed"',
+            'nnUNetv2_apply_postprocessing -i "$folder/predictions/$name" -o "$final" -np "$nnUNet_def_n_proc" '
+            '-pp_pkl_file "$pooled/postprocessing.pkl" -plans_json "$pooled/plans.json"',
+            'cp "$pooled/dataset.json" "$final"',
+        ]
+    one_gpu = replace(pipeline, resources=replace(pipeline.resources, gpus=min(pipeline.resources.gpus, 1)))
+    purpose = "Predict the test images with all folds: task = run."
+    return _job(
+        one_gpu, PREDICT, purpose, body, gpu=True, tasks=len(pipeline.runs), threaded=not one_gpu.resources.gpus
+    )
+
+
+def predictions(pipeline: Pipeline, run: Run) -> Path:
+    """Folder of the final predictions of a run."""
+    suffix = "" if pipeline.folds == ("all",) else "_postprocessed"
+    return Path(pipeline.folder, "predictions", f"{run.trainer}__{run.plans}__{pipeline.configuration}{suffix}")
+
+
+def _evaluate(pipeline: Pipeline) -> Job:
+    body = []
+    for run in pipeline.runs:
+        if pipeline.folds != ("all",):
+            body.append(
+                shlex.join(["nnunet_ext", "evaluate", "--folds", str(pipeline.result_folder(run))]) + ' -n "$cpus"'
+            )
+    if pipeline.images is not None and pipeline.references is not None:
+        for run in pipeline.runs:
+            command = ["nnunet_ext", "evaluate", "-r", pipeline.references, "-p", str(predictions(pipeline, run))]
+            body.append(shlex.join(command) + ' -n "$cpus"')
+    return _job(pipeline, EVALUATE, "Evaluate the folds, and the test predictions where references exist.", body)
+
+
+def _report(pipeline: Pipeline) -> Job:
+    if pipeline.folds == ("all",):
+        compared = [predictions(pipeline, run) for run in pipeline.runs]
+    else:
+        compared = [pipeline.result_folder(run) for run in pipeline.runs]
+    command = ["nnunet_ext", "report", *map(str, compared)]
+    return _job(pipeline, REPORT, "Compare the runs on one page.", [shlex.join(command) + ' -o "$folder/report.html"'])

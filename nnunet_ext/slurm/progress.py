@@ -1,0 +1,130 @@
+"""How far a fold is, read from what nnU-Net itself writes: training logs, debug.json, validation. No torch needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.files import read_json
+
+# "2026-01-31 12:00:00.123456: Epoch 3"
+_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)$")
+_EMA = 0.9  # nnU-Net's weight of the past in its moving average of the pseudo Dice
+_RECENT = 20  # epochs whose mean time foretells the rest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of one fold on disk.
+
+    Attributes:
+        epochs: finished.
+        total: planned; None before the first start.
+        dice: pseudo Dice per finished epoch, mean of the foreground.
+        losses: training loss per finished epoch.
+        seconds_per_epoch: mean of the latest epochs; None before the first.
+        trained: checkpoint_final is there.
+        finished: the validation has its summary.
+    """
+
+    epochs: int
+    total: int | None
+    dice: tuple[float, ...]
+    losses: tuple[float, ...]
+    seconds_per_epoch: float | None
+    trained: bool
+    finished: bool
+
+    @property
+    def ema_dice(self) -> float | None:
+        """nnU-Net's exponential moving average of the pseudo Dice; None before the first epoch."""
+        average: float | None = None
+        for value in self.dice:
+            average = value if average is None else _EMA * average + (1 - _EMA) * value
+        return average
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of training, without the validation after it."""
+        if self.total is None or self.seconds_per_epoch is None:
+            return None
+        return (self.total - self.epochs) * self.seconds_per_epoch
+
+
+def read_progress(folder: Path) -> Progress:
+    """Read one fold.
+
+    An epoch that was run again after an interruption counts once, as it was run last.
+
+    Args:
+        folder: nnU-Net's fold_k; may be missing.
+    """
+    dice: dict[int, float] = {}
+    losses: dict[int, float] = {}
+    seconds: dict[int, float] = {}
+    for log in sorted(folder.glob("training_log_*.txt"), key=_started):
+        epoch = -1
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = _LINE.match(line)
+            text = match[1].strip() if match else ""
+            if found := re.fullmatch(r"Epoch (\d+)", text):
+                epoch = int(found[1])
+                for values in (dice, losses, seconds):
+                    for later in [key for key in values if key >= epoch]:
+                        del values[later]
+            elif text.startswith("train_loss "):
+                losses[epoch] = float(text.split()[1])
+            elif text.startswith("Pseudo dice "):
+                # Without the type names, as in np.float32(0.5), whose digits are no values.
+                numbers = re.findall(r"nan|\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"np\.float\d+", "", text))
+                known = [float(number) for number in numbers if number != "nan"]
+                dice[epoch] = sum(known) / len(known) if known else float("nan")
+            elif found := re.match(r"Epoch time: ([\d.]+) s", text):
+                seconds[epoch] = float(found[1])
+    recent = [seconds[epoch] for epoch in sorted(seconds)[-_RECENT:]]
+    return Progress(
+        epochs=len(seconds),
+        total=_planned(folder),
+        dice=tuple(dice[epoch] for epoch in sorted(dice) if epoch in seconds),
+        losses=tuple(losses[epoch] for epoch in sorted(losses) if epoch in seconds),
+        seconds_per_epoch=sum(recent) / len(recent) if recent else None,
+        trained=(folder / "checkpoint_final.pth").is_file(),
+        finished=(folder / "validation" / "summary.json").is_file(),
+    )
+
+
+def describe(progress: Progress) -> str:
+    """One fold in a few words: epoch, EMA Dice, time left."""
+    if progress.total is None:
+        return "starting"
+    dice = "" if progress.ema_dice is None else f", EMA Dice {progress.ema_dice:.3f}"
+    words = f"epoch {progress.epochs}/{progress.total}{dice}"
+    if progress.finished:
+        return f"finished, {words}"
+    if progress.epochs == progress.total:
+        return f"{words}, validating"
+    left = progress.seconds_left
+    return words if left is None else f"{words}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Days, hours and minutes, e.g. 1-02:30 or 0:05:10 as H:MM:SS below a day."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02d}:{minutes:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _started(log: Path) -> tuple[int, ...]:
+    """Numbers in a log's name, training_log_2026_1_31_12_00_00.txt: they are not padded, so text does not sort them."""
+    return tuple(int(number) for number in re.findall(r"\d+", log.name))
+
+
+def _planned(folder: Path) -> int | None:
+    """Epochs from the debug.json nnU-Net writes when training starts."""
+    try:
+        return int(read_json(folder / "debug.json")["num_epochs"])
+    except (UserError, KeyError, ValueError):  # not there yet, or being written
+        return None

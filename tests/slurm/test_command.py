@@ -1,0 +1,142 @@
+"""`nnunet_ext slurm`, as a user runs it: what it refuses, what it shows, what it writes and what it tells of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_ext.slurm.progress import read_progress
+
+DATASET = "Dataset007_Toy"
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """nnU-Net's folders with one planned data set."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name / DATASET).mkdir(parents=True)
+    for name in ("imagesTs", "labelsTs"):
+        (tmp_path / "nnUNet_raw" / DATASET / name).mkdir()
+        (tmp_path / "nnUNet_raw" / DATASET / name / "a.nii.gz").touch()
+    configurations = {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"}}
+    for plans in ("nnUNetPlans", "nnUNetPlansSegMambaTiny"):
+        path = tmp_path / "nnUNet_preprocessed" / DATASET / f"{plans}.json"
+        path.write_text(json.dumps({"configurations": configurations}))
+    return tmp_path
+
+
+def slurm(base: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    folders = {name: str(base / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NNUNET_EXT", "nnUNet"))}
+    command = [sys.executable, "-m", "nnunet_ext", "slurm", *words]
+    return subprocess.run(
+        command, cwd=base, env={**environment, **folders, **variables}, capture_output=True, text=True, timeout=120
+    )
+
+
+TRAIN = ("-d", "7", "-tr", "nnUNetTrainerExt", "-c", "3d_fullres")
+
+
+def test_writes_and_shows(base):
+    done = slurm(base, *TRAIN, "--at-once", "2", NNUNET_EXT_EPOCHS="50", nnUNet_compile="f")
+    assert done.returncode == 0, done.stderr
+    assert "2_train     Train Dataset007_Toy 3d_fullres" in done.stdout and "[5 x 12 CPUs, 1 GPU" in done.stdout
+    assert done.stderr.strip().startswith("nothing submitted") and done.stderr.strip().endswith("submit.sh")
+    folder = base / f"slurm_{DATASET}_3d_fullres"
+    assert {path.name for path in folder.iterdir()} == {
+        "pipeline.json", "submit.sh", "logs", "done", "1_prepare.sh", "2_train.sh", "3_select.sh", "4_predict.sh",
+        "5_evaluate.sh", "6_report.sh",
+    }  # fmt: skip
+    train = (folder / "2_train.sh").read_text()
+    assert "export NNUNET_EXT_EPOCHS=50\n" in train and "export nnUNet_compile=f\n" in train
+    assert "#SBATCH --array=0-4%2\n" in train
+
+
+def test_dry_run_writes_nothing(base):
+    done = slurm(base, *TRAIN, "--dry-run")
+    assert done.returncode == 0 and "#SBATCH --signal=B:USR1@300\n" in done.stdout
+    assert not (base / f"slurm_{DATASET}_3d_fullres").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-d", "8", *TRAIN[2:]), "-d 8: expected one data set .* found none"),
+        (("-d", "7", "-tr", "nnUNetTrainerExtt", "-c", "3d_fullres"), "did you mean nnUNetTrainerExt"),
+        ((*TRAIN[:-1], "4d"), "-c 4d is not in nnUNetPlans.json, which has 3d_fullres"),
+        ((*TRAIN[:-1], "3d_cascade_fullres"), "predicts in two stages"),
+        ((*TRAIN, "-p", "nnUNetPlansOther"), "nnUNetPlansOther.json does not exist"),
+        ((*TRAIN, "-p", "nnUNetPlans", "nnUNetPlansSegMambaTiny"), "-p has 2 plans for 1 trainers"),
+        ((*TRAIN, "-f", "0", "one"), "-f one is no fold"),
+        ((*TRAIN, "--time", "0:10", "--gpus", "0"), "--time 0:10 is less than a minute"),
+        ((*TRAIN, "--time", "5"), "--warn 300 is more than half of the time limit"),
+        ((*TRAIN, "--gpus", "1", "--local"), "--gpus 1, but 0 can be seen here"),
+        ((*TRAIN, "-i", "nowhere"), "nowhere is no folder"),
+        (("status", "nowhere"), "nowhere/pipeline.json does not exist"),
+    ],
+)
+def test_refusals_are_one_line(base, words, message):
+    done = slurm(base, *words, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("nnunet_ext slurm: ")
+    assert re.search(message, line), line
+
+
+def test_wrong_usage():
+    done = slurm(Path.cwd(), "-d", "7")
+    assert done.returncode == 2 and "-tr and -c are needed" in done.stderr
+
+
+LOG = """
+2026-01-31 12:00:00.100000: Epoch {epoch}
+2026-01-31 12:00:09.000000: train_loss {loss}
+2026-01-31 12:00:09.000002: Pseudo dice [np.float32(0.8), np.float32({dice}), np.float32(nan)]
+2026-01-31 12:00:10.000003: Epoch time: {seconds} s
+"""
+
+
+def make_fold(base: Path, fold: int, finished: bool = False) -> Path:
+    """A run folder after epochs 0 and 1, an interruption, and epochs 1 (again) and 2."""
+    folder = base / "nnUNet_results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres" / f"fold_{fold}"
+    (folder / "validation").mkdir(parents=True)
+    (folder / "debug.json").write_text('{"num_epochs": "10"}')
+    first = "".join(LOG.format(epoch=e, loss=-0.1 * e, dice=0.2, seconds=10) for e in (0, 1))
+    again = "".join(LOG.format(epoch=e, loss=-0.2 * e, dice=0.4, seconds=20) for e in (1, 2))
+    # Hours are not padded in nnU-Net's names, so sorted as text the second would come first.
+    (folder / "training_log_2026_1_31_9_00_00.txt").write_text(first)
+    (folder / "training_log_2026_1_31_12_00_00.txt").write_text(again + "\n2026-01-31 12:00:10.1: Epoch 3\n")
+    if finished:
+        (folder / "checkpoint_final.pth").touch()
+        (folder / "validation" / "summary.json").write_text("{}")
+    return folder
+
+
+def test_progress_counts_a_repeated_epoch_once(base):
+    progress = read_progress(make_fold(base, 0))
+    assert (progress.epochs, progress.total, progress.finished) == (3, 10, False)
+    assert progress.losses == (0.0, -0.2, -0.4)
+    assert progress.dice == (0.5, pytest.approx(0.6), pytest.approx(0.6))
+    assert progress.ema_dice == pytest.approx(0.81 * 0.5 + (0.09 + 0.1) * 0.6)
+    assert progress.seconds_left == pytest.approx(7 * 50 / 3)
+
+
+def test_status_of_a_folder_without_a_scheduler(base):
+    slurm(base, *TRAIN, "--scheduler", "lsf", "-o", "jobs")
+    make_fold(base, 0, finished=True)
+    make_fold(base, 1)
+    done = slurm(base, "status", "jobs")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[1][2:6] == ["0", "finished", "3/10", "0.519"]
+    assert rows[2][2:6] == ["1", "stopped", "3/10", "0.519"]
+    assert rows[3][2:6] == ["2", "waiting", "-", "-"]
+    assert "1 of 5 folds finished" in done.stdout
+    assert done.returncode == 1 and "submit.sh again" in done.stderr
+    facts = json.loads(slurm(base, "status", "jobs", "--json").stdout)
+    assert facts["folds"][1]["losses"] == [0.0, -0.2, -0.4] and facts["finished"] is False
