@@ -6,10 +6,16 @@ and hold training state around the weights, which `read_checkpoint` reads withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
+from nnunet_ext.checkpoints.load import load_strict
+from nnunet_ext.checkpoints.unetrpp import Transfer
+
+_PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 
 
 def build(
@@ -46,3 +52,31 @@ def build(
     }
     sizes = {**VARIANTS[variant or "vit_b_ori"], **{key: value for key, value in given.items() if value is not None}}
     return SAMMed3D(in_channels, **sizes)
+
+
+def transfer(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Transfer:
+    """Start a promptable network of the published sizes from published weights.
+
+    A patch embedding for several channels gets each kernel divided by their number, so that a scan given n times
+    is what it was given once. The tokens of the automatic segmentation stay as initialised.
+
+    Args:
+        model: a `PromptableSAMMed3D`, filled in place.
+        state_dict: the official weights.
+
+    Returns:
+        What was copied, resized and left.
+
+    Raises:
+        ValueError: names or sizes differ; nothing is changed then.
+    """
+    network = model.sam
+    assert isinstance(network, SAMMed3D)
+    own, weights, resized = network.state_dict(), dict(state_dict), []
+    kernel, wanted = weights.get(_PATCH_EMBEDDING), own[_PATCH_EMBEDDING]
+    if kernel is not None and kernel.shape[1] == 1 != wanted.shape[1]:
+        weights[_PATCH_EMBEDDING] = kernel.expand_as(wanted) / wanted.shape[1]
+        resized.append("sam." + _PATCH_EMBEDDING)
+    load_strict(network, weights)
+    copied = tuple(name for name in (f"sam.{key}" for key in own) if name not in resized)
+    return Transfer(copied, tuple(resized), ("automatic.seg_layers.weight",))

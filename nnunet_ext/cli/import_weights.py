@@ -3,27 +3,33 @@
 Reads the weights (nothing in the file is executed), fits them to the network that the plans of your data set describe,
 and writes a file for `nnUNetv2_train -pretrained_weights`. What is copied, resized or left as initialised is printed.
 
-example:
+examples:
   nnunet_ext import-weights --model unetrpp -i model_final_checkpoint.model --weights-patch 64 128 128 -d 4 -o start.pth
   nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerUNETRPP -pretrained_weights start.pth
+  nnunet_ext import-weights --model sam_med3d -i sam_med3d_turbo.pth -d 4 -p nnUNetSAMMed3DPlans -o start.pth
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
 
-MODELS = ("unetrpp",)
+# Model -> module and name of its trainer.
+MODELS = {
+    "sam_med3d": ("nnunet_ext.trainers.sam_med3d", "nnUNetTrainerSAMMed3D"),
+    "unetrpp": ("nnunet_ext.trainers.unetrpp", "nnUNetTrainerUNETRPP"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, choices=MODELS, help="which network the weights are of")
     parser.add_argument("-i", "--input", required=True, type=Path, metavar="FILE", help=".model, .pth or .pt")
     parser.add_argument(
-        "--weights-patch", required=True, nargs=3, type=int, metavar="N", help="patch the weights were trained on"
+        "--weights-patch", nargs=3, type=int, metavar="N", help="unetrpp: patch the weights were trained on"
     )
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
     parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
@@ -32,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if (arguments.model == "unetrpp") != (arguments.weights_patch is not None):
+        print(
+            "nnunet_ext import-weights: --weights-patch goes with --model unetrpp, which needs it; see --help",
+            file=sys.stderr,
+        )
+        return 2
     from nnunet_ext.checkpoints import read_checkpoint
     from nnunet_ext.plans.write import preprocessed_folder
 
@@ -41,12 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{folder / arguments.plans}.json does not exist; see -p")
     import torch
 
-    from nnunet_ext.checkpoints.unetrpp import transfer
     from nnunet_ext.files import atomic_path
 
-    model = _planned_network(folder, arguments.plans, arguments.configuration)
+    model = _planned_network(arguments.model, folder, arguments.plans, arguments.configuration)
     try:
-        report = transfer(model, weights, patch_size=arguments.weights_patch)
+        report = _transfer(arguments, model, weights)
     except ValueError as error:
         raise UserError(f"{arguments.input}: {error}") from None
     with atomic_path(arguments.output) as temporary:
@@ -57,27 +68,39 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{len(report.copied)} tensors copied, {len(report.resized)} resized, {len(report.initial)} left as "
         f"initialised; wrote {arguments.output}\n\nnext: nnUNetv2_train {arguments.dataset} "
-        f"{arguments.configuration} 0 -p {arguments.plans} -tr nnUNetTrainerUNETRPP "
+        f"{arguments.configuration} 0 -p {arguments.plans} -tr {MODELS[arguments.model][1]} "
         f"-pretrained_weights {arguments.output}",
         file=sys.stderr,
     )
     return 0
 
 
-def _planned_network(folder: Path, plans: str, configuration: str):
-    """The network nnUNetTrainerUNETRPP would train on this data set."""
+def _transfer(arguments: argparse.Namespace, model, weights):
+    """Fill the network; returns what became of each tensor."""
+    if arguments.model == "sam_med3d":
+        from nnunet_ext.checkpoints import sam_med3d
+
+        return sam_med3d.transfer(model, weights)
+    from nnunet_ext.checkpoints import unetrpp
+
+    return unetrpp.transfer(model, weights, patch_size=arguments.weights_patch)
+
+
+def _planned_network(name: str, folder: Path, plans: str, configuration: str):
+    """The network the model's trainer would train on this data set."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_ext.files import read_json
-    from nnunet_ext.trainers.unetrpp import nnUNetTrainerUNETRPP, require_3d
 
+    module = importlib.import_module(MODELS[name][0])
     manager = PlansManager(str(folder / f"{plans}.json"))
     if configuration not in manager.available_configurations:
         raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(manager.available_configurations)}")
-    require_3d(manager, configuration)
+    module.require_3d(manager, configuration)
     dataset_json = read_json(folder / "dataset.json")
     planned = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, planned, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    return nnUNetTrainerUNETRPP.build_network_architecture(manager, planned, channels, heads, False)
+    trainer = getattr(module, MODELS[name][1])
+    return trainer.build_network_architecture(manager, planned, channels, heads, False)

@@ -22,8 +22,10 @@ COMMANDS = {
     "plan": "write plans that size a network for a preprocessed data set",
     "import-weights": "fit published weights to a data set, for fine-tuning",
     "slurm": "cross-validations as batch jobs: write, submit, watch and resume them; or run them here",
+    "predict-prompts": "segment by clicks and masks from prompt files (SAM-Med3D)",
     "data": "check, clean, get and convert data sets",
     "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
+    "report": "compare methods on one page: intervals, tests, plots, pictures, a methods paragraph",
 }
 
 

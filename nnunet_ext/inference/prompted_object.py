@@ -65,7 +65,8 @@ class PreparedVolume:
         """A window (channels, *window) of a volume (channels, *grid), zeros outside it."""
         of_volume, of_window = self.inner(start)
         out = volume.new_zeros(len(volume), *self.window)
-        out[(slice(None), *of_window)] = volume[(slice(None), *of_volume)]
+        for channel, source in zip(out, volume, strict=True):
+            channel[of_window] = source[of_volume]
         return out
 
     def embedding(self, network: PromptableSAMMed3D, start: Start) -> Tensor:
@@ -150,7 +151,7 @@ class PromptedObject:
             centre = innermost(mask.numpy(), self.volume.spacing_mm)
             as_logits = torch.where(mask, LARGEST, -LARGEST)
             windows: dict[Start, Tensor] = {}
-            waiting = [self.volume.around(centre)]
+            waiting = [self.volume.around(centre.tolist())]
             while waiting and len(windows) < MAX_WINDOWS:
                 start = waiting.pop(0)
                 given = self.volume.cut(mask[None].float(), start)[None]

@@ -120,6 +120,6 @@ def _means(scores: list[PromptedScore], targets: Sequence[str], clicks: Sequence
         per_class = [np.mean([getattr(s, metric) for s in scores if s.target == target], axis=0) for target in targets]
         curve = np.mean(per_class, axis=0) if per_class else np.full(len(clicks), math.nan)
         result[metric] = {str(n): float(value) for n, value in zip(clicks, curve, strict=True)}
-        steps = np.diff(clicks)
+        steps = np.diff(np.array(clicks))
         result[f"{metric} AUC"] = float((steps * (curve[1:] + curve[:-1]) / 2).sum() / steps.sum())
     return result

@@ -41,7 +41,8 @@ def read_channel(channel: np.ndarray) -> Drawn:
     for number in small[small > 0]:
         voxels = np.argwhere(components == number)
         nearest = np.square(voxels - voxels.mean(0)).sum(1).argmin()
-        clicks.append(tuple(int(i) for i in voxels[nearest]))
+        x, y, z = (int(i) for i in voxels[nearest])
+        clicks.append((x, y, z))
     mask = channel & ~np.isin(components, small[small > 0])
     return Drawn(tuple(clicks), mask if mask.any() else None)
 

@@ -58,7 +58,7 @@ def innermost(region: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     corner = [
         np.flatnonzero(region.any(axis=tuple(b for b in range(region.ndim) if b != a))) for a in range(region.ndim)
     ]
-    box = tuple(slice(used[0], used[-1] + 1) for used in corner)
+    box: tuple[slice, ...] = tuple(slice(used[0], used[-1] + 1) for used in corner)
     depth = distance_transform_edt(np.pad(region[box], 1), sampling=spacing_mm)
     inside = np.unravel_index(int(depth.argmax()), depth.shape)
     return np.array([i - 1 + s.start for i, s in zip(inside, box, strict=True)], dtype=np.int64)

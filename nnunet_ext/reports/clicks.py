@@ -36,7 +36,7 @@ def click_curves(summary: dict[str, Any], title: str = "") -> Figure:
     clicks, users = summary["clicks"], summary["users"]
     figure = Figure(figsize=(4.4 * len(users), 3.9), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(users), sharey=True, squeeze=False)[0]
+    panels = list(figure.subplots(1, len(users), sharey=True, squeeze=False)[0])
     for axes, (user, scores) in zip(panels, users.items(), strict=True):
         for k, (name, values) in enumerate(scores["classes"].items()):
             colour = COLOURS[k % len(COLOURS)]

@@ -46,7 +46,7 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
-        refuse_what_has_no_volume(PlansManager(plans), configuration)
+        require_3d(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self.initial_lr = self.settings.learning_rate or 3e-4
@@ -180,7 +180,7 @@ def choose_objects(target: Tensor, has_regions: bool, ignore_label: int | None) 
     return objects, counted, channel
 
 
-def refuse_what_has_no_volume(plans_manager: PlansManager, configuration: str) -> None:
+def require_3d(plans_manager: PlansManager, configuration: str) -> None:
     """Refuse slices and the second stage of a cascade, naming what can be trained instead.
 
     Raises:
