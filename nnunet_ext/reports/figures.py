@@ -26,7 +26,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0
 
 # Name of the plane, the array axis across it, whether its rows run upwards, and which side of the patient is on the
 # left of the picture (arrays are (z, y, x) in LPS order).
-_PLANES = (("axial", 0, False, "R"), ("coronal", 1, True, "R"), ("sagittal", 2, True, "A"))
+PLANES = (("axial", 0, False, "R"), ("coronal", 1, True, "R"), ("sagittal", 2, True, "A"))
 
 # The reference is a broad pale band, the prediction a thin line: agreement is a line inside its band.
 _REFERENCE_WIDTH, _PREDICTION_WIDTH = 3.4, 1.1
@@ -119,13 +119,13 @@ def overlay_figure(cases: Mapping[str, OverlayCase], labels: Mapping[str, Sequen
     colour = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(labels)}
     figure = Figure(figsize=(10.5, 3.3 * len(cases) + 0.8), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(cases), len(_PLANES), squeeze=False)
-    for axes, (plane, *_) in zip(grid[0], _PLANES, strict=True):
+    grid = figure.subplots(len(cases), len(PLANES), squeeze=False)
+    for axes, (plane, *_) in zip(grid[0], PLANES, strict=True):
         axes.set_title(plane, fontsize=11)
     for row, (role, case) in zip(grid, cases.items(), strict=True):
-        box = _crop(case)
+        box = crop(case)
         low, high = np.percentile(case.image[box], (1, 99.5))
-        for axes, (_, axis, upwards, left) in zip(row, _PLANES, strict=True):
+        for axes, (_, axis, upwards, left) in zip(row, PLANES, strict=True):
             _draw_plane(axes, case, box, axis, upwards, (low, high), labels, colour)
             axes.text(0.02, 0.5, left, transform=axes.transAxes, color="white", fontsize=9, va="center")
         row[0].set_ylabel(
@@ -150,7 +150,7 @@ def _draw_plane(
     labels: Mapping[str, Sequence[int]],
     colour: Mapping[str, str],
 ) -> None:
-    index = _most_disagreement(case, axis)
+    index = most_disagreement(case, axis)
     plane = tuple(index if a == axis else box[a] for a in range(3))
     height_mm, width_mm = (case.spacing_mm[a] for a in range(3) if a != axis)
     image = case.image[plane]
@@ -177,14 +177,14 @@ def _draw_plane(
     axes.set_xlabel(f"slice {index + 1} of {case.image.shape[axis]}", fontsize=8, color="0.35", labelpad=2)
 
 
-def _most_disagreement(case: OverlayCase, axis: int) -> int:
+def most_disagreement(case: OverlayCase, axis: int) -> int:
     """Index of the plane across `axis` with most voxels in error; with none, the one with most foreground."""
     others = tuple(a for a in range(3) if a != axis)
     errors = (case.reference != case.prediction).sum(axis=others)
     return int(np.argmax(errors if errors.any() else (case.reference > 0).sum(axis=others)))
 
 
-def _crop(case: OverlayCase) -> tuple[slice, ...]:
+def crop(case: OverlayCase) -> tuple[slice, ...]:
     """The box of all foreground in reference or prediction, with a margin; everything when there is none."""
     foreground = (case.reference > 0) | (case.prediction > 0)
     box = []

@@ -1,0 +1,148 @@
+"""What makes a comparison unfair or wrong: refused where the numbers would be wrong, else said on the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from nnunet_ext.errors import UserError
+from nnunet_ext.reports.runs import Case, Run
+
+# Settings of a schedule that readers expect to be equal; the network decides about the rest.
+_SCHEDULE = ("epochs", "iterations", "batch_size", "patch_size", "precision")
+# Below this many units the percentile bootstrap is too narrow.
+_FEW = 20
+
+
+def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[str], list[str]]:
+    """(cases that are compared, warnings about those left out).
+
+    Args:
+        runs: at least one.
+        common_cases: compare the cases that all runs have, instead of refusing runs with different cases.
+
+    Raises:
+        UserError: other labels, other rules of evaluation, other references, or other cases.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what, ours, theirs in (
+            ("labels", first.labels, run.labels),
+            ("convention", first.settings.get("convention", "default"), run.settings.get("convention", "default")),
+            ("NSD tolerance", first.settings["nsd_tolerance_mm"], run.settings["nsd_tolerance_mm"]),
+            ("ignore label", first.settings["ignore_label"], run.settings["ignore_label"]),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"{run.folder} was evaluated with {what} {theirs}, {first.folder} with {ours}; "
+                    "evaluate both alike to compare them"
+                )
+    every = {case for run in runs for case in run.cases}
+    common = [case for case in sorted(every) if all(case in run.cases for run in runs)]
+    absent = {run: sorted(every - set(run.cases)) for run in runs if every - set(run.cases)}
+    lists = "; ".join(f"{run.name} lacks {len(cases)} ({_few(cases)})" for run, cases in absent.items())
+    if absent and not common_cases:
+        raise UserError(
+            f"the runs have different cases: {lists}; finish or evaluate them, or pass --common-cases to compare the "
+            f"{len(common)} that all have"
+        )
+    if not common:
+        raise UserError(f"the runs have no case in common: {lists}; compare runs of one data set")
+    for run in runs[1:]:
+        for case in common:
+            ours, theirs = _reference_voxels(first.cases[case]), _reference_voxels(run.cases[case])
+            if ours != theirs:
+                raise UserError(
+                    f"{run.name} and {first.name} were evaluated against different references: case {case} has "
+                    f"{theirs} and {ours} reference voxels per label; evaluate both against the same folder"
+                )
+    warnings = [f"Only the {len(common)} cases that all runs have are compared: {lists}."] if absent else []
+    return common, warnings
+
+
+def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> list[str]:
+    """Sentences about what a reader must know before believing the tables."""
+    found = []
+    for run in runs:
+        if run.missing:
+            found.append(f"{run.name}: {len(run.missing)} case(s) without a prediction count as empty predictions "
+                         f"({_few(run.missing)}).")  # fmt: skip
+        if run.failed:
+            found.append(f"{run.name}: {len(run.failed)} case(s) could not be evaluated and are left out "
+                         f"({_few(run.failed)}).")  # fmt: skip
+        if run.outdated:
+            found.append(f"{run.name}: a prediction is newer than the evaluation; run nnunet_ext evaluate again.")
+        found += [f"{run.name}: {note}." for note in run.notes]
+        found += _unequal_folds(run)
+        found += _failed_folds(run, cases)
+    first = runs[0]
+    for run in runs[1:]:
+        moved = [case for case in cases if run.cases[case].fold != first.cases[case].fold]
+        if moved:
+            found.append(
+                f"Folds differ: {len(moved)} of {len(cases)} cases are in another fold of {run.name} than of "
+                f"{first.name} ({_few(moved)}), so the two did not learn from the same cases."
+            )
+    found += _differences(runs, "Schedules differ", _SCHEDULE, lambda record: record.get("settings", {}))
+    found += _differences(runs, "Software differs", ("nnunetv2", "torch"), lambda record: record.get("software", {}))
+    found += _differences(
+        runs, "Hardware differs, times are not comparable", ("processor", "gpu"), lambda r: r.get("hardware", {})
+    )
+    silent = [run.name for run in runs if run.folds and not run.records]
+    if silent and len(runs) > 1:
+        found.append(f"The schedule of {', '.join(silent)} is unknown: no run.json, which only this package's trainers "
+                     "write.")  # fmt: skip
+    if units < _FEW:
+        found.append(f"With {units} units the intervals are too narrow to be relied on.")
+    return found
+
+
+def _unequal_folds(run: Run) -> list[str]:
+    settings = [{k: record.get("settings", {}).get(k) for k in _SCHEDULE} for record in run.records]
+    uneven = [name for name in _SCHEDULE if any(s[name] != settings[0][name] for s in settings)]
+    return [f"{run.name}: its folds were trained with different {', '.join(uneven)}."] if uneven else []
+
+
+def _failed_folds(run: Run, cases: Sequence[str]) -> list[str]:
+    """Folds in which a structure was never found: their training failed, and pooling hides it in the mean."""
+    folds: dict[str, list[int]] = {name: [] for name in run.labels.values()}
+    for fold in sorted({case.fold for case in map(run.cases.__getitem__, cases) if case.fold is not None}):
+        own = [run.cases[case] for case in cases if run.cases[case].fold == fold]
+        for key, name in run.labels.items():
+            states = Counter(case.status[key] for case in own)
+            if states["missed"] > 1 and not states["both"]:
+                folds[name].append(fold)
+    failed = {name: ", ".join(map(str, numbers)) for name, numbers in folds.items() if numbers}
+    found = []
+    for numbers in dict.fromkeys(failed.values()):
+        names = " and ".join(name for name in failed if failed[name] == numbers)
+        word = "folds" if "," in numbers else "fold"
+        found.append(f"{run.name} never found {names} in {word} {numbers}; look at the training before the means.")
+    return found
+
+
+def _differences(
+    runs: Sequence[Run], title: str, names: Iterable[str], of: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[str]:
+    """One sentence with every value that is not the same in all runs that recorded it."""
+    known = [(run.name, of(run.records[0])) for run in runs if run.records]
+    parts = []
+    for name in names:
+        values = {method: facts[name] for method, facts in known if facts.get(name) is not None}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            listed = ", ".join(f"{method} {_plain(value)}" for method, value in values.items())
+            parts.append(f"{name.replace('_', ' ')} ({listed})")
+    return [f"{title}: {'; '.join(parts)}."] if parts else []
+
+
+def _reference_voxels(case: Case) -> list[int]:
+    return [int(values["n_ref"]) for values in case.metrics.values()]
+
+
+def _plain(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _few(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:3]) + (", ..." if len(cases) > 3 else "")

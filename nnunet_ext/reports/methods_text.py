@@ -1,0 +1,114 @@
+"""The paragraph for a paper's methods section, and the references it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnunet_ext import __version__
+from nnunet_ext.discovery.table import ENTRIES
+from nnunet_ext.evaluation.compare import RESAMPLES
+from nnunet_ext.reports.comparison import ALPHA, Comparison
+from nnunet_ext.reports.resources import Resources, resources_of
+from nnunet_ext.reports.runs import Run
+
+_NNUNET = (
+    "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
+    "Nature Methods 2021, doi:10.1038/s41592-020-01008-z"
+)
+
+
+def methods_paragraph(data: Comparison) -> str:
+    """Plain text: data, training, evaluation, statistics, all from what the runs recorded."""
+    run = data.runs[0]
+    resources = {r.name: resources_of(r) for r in data.runs}
+    return " ".join(
+        sentence
+        for sentence in (
+            _data(data),
+            *(_training(r, resources[r.name]) for r in data.runs),
+            _software(list(resources.values())),
+            _evaluation(data, run),
+            _statistics(data),
+        )
+        if sentence
+    )
+
+
+def references(runs: Sequence[Run]) -> list[str]:
+    """Papers of nnU-Net and of the trained networks."""
+    papers = {e.name: f"{e.model.paper}, {e.model.link}" for e in ENTRIES if e.model is not None}
+    trainers = [run.identity[0] for run in runs if run.identity]
+    own = [papers[trainer] for trainer in trainers if trainer in papers and trainer != "nnUNetTrainerExt"]
+    return ([_NNUNET] if trainers else []) + list(dict.fromkeys(own))
+
+
+def _data(data: Comparison) -> str:
+    folds = {case.fold for case in data.runs[0].cases.values()} - {None}
+    labels = ", ".join(label for label in data.labels if label != "mean")
+    units = f" of {len(data.units)} patients" if data.patient_of else ""
+    how = (
+        f"were predicted in {len(folds)}-fold cross-validation, each by the model that had not seen it,"
+        if len(folds) > 1
+        else "were predicted"
+    )
+    return f"{len(data.cases)} cases{units} of {data.runs[0].dataset} {how} and scored for {labels}."
+
+
+def _training(run: Run, facts: Resources) -> str:
+    if not run.identity:
+        return ""
+    trainer, plans, configuration = run.identity
+    schedule = [
+        f"{facts.epochs} epochs" if facts.epochs else "",
+        f"{facts.iterations} iterations each" if facts.iterations else "",
+        f"batch size {facts.batch_size}" if facts.batch_size else "",
+        f"patch size {'×'.join(map(str, facts.patch_size))}" if facts.patch_size else "",
+        f"in {facts.precision}" if facts.precision else "",
+        f"on {facts.device}" if facts.device else "",
+    ]
+    details = ", ".join(part for part in schedule if part)
+    size = f" with {facts.parameters / 1e6:.1f} million parameters" if facts.parameters else ""
+    return f"{run.name}{size} was trained as {trainer} ({plans}, {configuration}) for {details}."
+
+
+def _software(resources: Sequence[Resources]) -> str:
+    versions = [r.software for r in resources if r.software]
+    if not versions:
+        return f"Results were evaluated with nnunet_ext {__version__}."
+    used = []
+    for package in ("nnunetv2", "torch", "nnunet_ext"):
+        found = sorted({v[package] for v in versions if package in v})
+        used.append(f"{package} {' and '.join(found)}")
+    revisions = sorted({v["git"][:12] for v in versions if v.get("git")})
+    revision = f" (revision {', '.join(revisions)})" if revisions else ""
+    return f"Software: {', '.join(used)}{revision}; evaluated with nnunet_ext {__version__}."
+
+
+def _evaluation(data: Comparison, run: Run) -> str:
+    rules = run.settings.get("conventions", {})
+    name = run.settings.get("convention", "default")
+    parts = [f"Dice, and {rules['HD95']} (HD95)" if "HD95" in rules else "Dice"]
+    if any(metric.key == "NSD" for metric in data.metrics):
+        parts.append(f"normalised surface distance (NSD) at {run.settings['nsd_tolerance_mm']:g} mm, {rules['NSD']}")
+    rule = f" by the convention {name} ({rules.get('source')})" if name != "default" else ""
+    charge = ""
+    if any(metric.key == "HD95" for metric in data.metrics) and "infinite" in str(rules.get("one_empty")):
+        charge = (
+            " A structure that was missed or falsely found scored Dice 0, and its distance was the length of the "
+            "image diagonal."
+        )
+    absent = " Structures absent from reference and prediction were left out." if "undefined" in str(
+        rules.get("both_empty")
+    ) else ""  # fmt: skip
+    return f"Metrics{rule} were {'; '.join(parts)}.{charge}{absent}"
+
+
+def _statistics(data: Comparison) -> str:
+    unit = "patients" if data.patient_of else "cases"
+    text = f"Intervals are 95% percentile bootstrap intervals of the mean over {unit} ({RESAMPLES} resamples)."
+    if len(data.runs) > 1:
+        text += (
+            " Methods were compared pairwise by the Wilcoxon signed-rank test, corrected after Holm over all pairs and "
+            f"labels of a metric (significance level {ALPHA:g})."
+        )
+    return text + " The variation between repeated trainings was not assessed."

@@ -1,0 +1,278 @@
+"""One self-contained HTML file: tables, plots, pictures and text of a comparison. Nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from nnunet_ext import __version__
+from nnunet_ext.evaluation.compare import RESAMPLES
+from nnunet_ext.reports import tables
+from nnunet_ext.reports.comparison import ALPHA, MEAN, Comparison, Row
+from nnunet_ext.reports.figure_set import COLOUR_COUNT, cost_plots, curve_plots, difference_plots, score_plots
+from nnunet_ext.reports.methods_text import methods_paragraph, references
+from nnunet_ext.reports.resources import in_words, resources_of
+
+_ASSETS = Path(__file__).parent / "assets"
+# Cells of the case table beyond which only the worst cases are listed: browsers sort more than this slowly.
+_MOST_CELLS = 40_000
+# The page may not load anything; its own style, script and pictures are inside.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def render(data: Comparison, pictures: str, picture_problem: str | None) -> str:
+    """The page.
+
+    Args:
+        data: the comparison.
+        pictures: HTML of the overlays, may be empty.
+        picture_problem: why some pictures are absent.
+    """
+    sections = [
+        ("results", "Results", _main_table(data)),
+        ("differences", "Differences", _pair_table(data) if data.pairs else ""),
+        ("ranks", "How stable is the order", _rank_tables(data) if data.ranks else ""),
+        ("scores", "Distribution of the scores", score_plots(data)),
+        ("paired", "Differences case by case", difference_plots(data)),
+        ("training", "Training", curve_plots(data)),
+        ("cost", "Cost", _cost(data)),
+        ("pictures", "Worst, median and best case", _pictures(pictures, picture_problem)),
+        ("cases", "All cases", _case_table(data)),
+        ("methods", "Text for a methods section", _methods(data)),
+        ("definitions", "Definitions", _definitions(data)),
+        ("tables", "The main table for papers", _exports(data)),
+    ]
+    shown = [(key, title, body) for key, title, body in sections if body]
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in shown)
+    body = "".join(f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, title, text in shown)
+    title = f"{data.runs[0].dataset}: {', '.join(data.methods)}"
+    style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style></head>'
+        f"<body><header><h1>{escape(title)}</h1>{_summary(data)}</header>{_warnings(data)}<nav>{links}</nav>{body}"
+        f'<footer class="soft"><p>Made by nnunet_ext {__version__} (nnunet_ext report).</p></footer>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _summary(data: Comparison) -> str:
+    folds = {case.fold for case in data.runs[0].cases.values()} - {None}
+    parts = [f"{len(data.cases)} cases"]
+    if data.patient_of:
+        parts.append(f"{len(data.units)} patients")
+    if folds:
+        parts.append(f"{len(folds)} folds pooled")
+    parts.append(f"labels {', '.join(label for label in data.labels if label != MEAN)}")
+    parts.append(f"convention {data.runs[0].settings.get('convention', 'default')}")
+    return f'<p class="meta">{escape(" · ".join(parts))}</p>'
+
+
+def _warnings(data: Comparison) -> str:
+    if not data.warnings:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in data.warnings)
+    return f'<div class="note" role="note"><strong>Read this first</strong><ul>{items}</ul></div>'
+
+
+def _main_table(data: Comparison) -> str:
+    head = "".join(f"<th>{escape(metric.title)}</th>" for metric in data.metrics)
+    rows = []
+    width = len(data.metrics) + 4
+    for label in data.labels:
+        rows.append(f'<tr class="group"><th class="text" colspan="{width}" scope="rowgroup">{escape(label)}</th></tr>')
+        for method in data.methods:
+            own = [row for row in data.rows if (row.label, row.method) == (label, method)]
+            rows.append(
+                f'<tr><td class="text">{_swatch(data, method)}{escape(method)}</td>{"".join(map(_score, own))}'
+                f"<td>{own[0].description.n}</td>{_count(own[0].missed)}{_count(own[0].false_alarms)}</tr>"
+            )
+    units = "patients (mean over each one's cases)" if data.patient_of else "cases"
+    several = (
+        f"★ and green: better than every other method, in every pairwise test (p &lt; {ALPHA:g} after Holm). "
+        if len(data.runs) > 1
+        else ""
+    )
+    mean = f"“{MEAN}” is the mean over the labels of a case. " if MEAN in data.labels else ""
+    return (
+        f"<p>Mean ± SD over n {units}; below it the 95 % bootstrap interval of the mean, and the median with its "
+        f"quartiles. A structure that was missed, or found where there is none, counts: Dice 0, and as distance what "
+        f"the definitions below say. {several}{mean}</p>"
+        f'<div class="scroll"><table id="main"><thead><tr><th class="text">method</th>'
+        f"{head}<th>n</th><th>missed</th><th>false alarms</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _score(row: Row) -> str:
+    own = row.description
+    spread = "" if math.isnan(own.sd) else f" ± {tables.number(own.sd, row.metric)}"
+    style = ' class="best"' if row.best else ""
+    return (
+        f"<td{style}><b>{tables.number(own.mean, row.metric)}</b>{spread}<small>"
+        f"{tables.interval(own.low, own.high, row.metric)}</small><small>median {tables.median_iqr(row)}</small></td>"
+    )
+
+
+def _count(number: int) -> str:
+    return f'<td class="bad">{number}</td>' if number else "<td>0</td>"
+
+
+def _pair_table(data: Comparison) -> str:
+    rows = []
+    for pair in data.pairs:
+        own = pair.result
+        rows.append(
+            f'<tr><td class="text">{escape(pair.metric.title)}</td><td class="text">{escape(pair.label)}</td>'
+            f'<td class="text wrap">{_swatch(data, pair.new)}{escape(pair.new)} − {_swatch(data, pair.old)}'
+            f"{escape(pair.old)}</td>"
+            f'<td data-v="{own.difference}">{tables.number(own.difference, pair.metric, signed=True)}'
+            f"<small>{tables.interval(own.low, own.high, pair.metric, signed=True)}</small></td>"
+            f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}</td>'
+            f'<td data-v="{own.p_not_better}">{tables.p_value(own.p_not_better)}</td>'
+            f'<td data-v="{own.wins}">{own.wins} / {own.ties} / {own.losses}</td></tr>'
+        )
+    titles = ["metric", "label", "pair", "difference", "p (Wilcoxon, Holm)", "P(not better)", "wins / ties / losses"]
+    return (
+        "<p>Paired by case: mean difference with its 95 % bootstrap interval; two-sided Wilcoxon signed-rank test, "
+        "corrected after Holm over all rows of a metric; probability that the first method is in truth not better than "
+        "the second; how many units it wins. Where one method rightly finds nothing and another raises a false alarm, "
+        "the first has the best possible value.</p>"
+        f'<div class="scroll tall"><table class="sortable" id="pairs">{_head(titles, text=3)}'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _rank_tables(data: Comparison) -> str:
+    blocks = []
+    for metric in data.metrics:
+        if metric.key not in data.ranks:
+            continue
+        ranks = data.ranks[metric.key]
+        head = "".join(f"<th>{place + 1}.</th>" for place in range(len(data.methods)))
+        rows = "".join(
+            f'<tr><td class="text">{_swatch(data, method)}{escape(method)}</td>'
+            + "".join(f'<td class="heat" style="--share:{share:.3f}">{100 * share:.0f} %</td>' for share in shares)
+            + "</tr>"
+            for method, shares in zip(data.methods, ranks.share.tolist(), strict=True)
+        )
+        blocks.append(
+            f"<div><h3>{escape(metric.title)}, {escape(data.overall)} (τ {ranks.kendall:.2f})</h3>"
+            f'<div class="scroll"><table><thead><tr><th class="text">method</th>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div></div>"
+        )
+    return (
+        f"<p>How often each method takes each place by its mean when the units are drawn again ({RESAMPLES} times). "
+        f"Kendall's τ compares these orders with the observed one; 1 means that none differs.</p>"
+        f'<div class="ranks">{"".join(blocks)}</div>'
+    )
+
+
+def _cost(data: Comparison) -> str:
+    facts = [in_words(resources_of(run)) for run in data.runs]
+    rows = "".join(
+        f'<tr><td class="text">{escape(title)}</td>{"".join(f"<td>{escape(own[title])}</td>" for own in facts)}</tr>'
+        for title in facts[0]
+        if any(own[title] != "–" for own in facts)
+    )
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_swatch(data, method)}{escape(method)}</th>" for method in data.methods)
+    return (
+        "<p>As the runs recorded it (run.json, training logs); – where one did not. GMACs are multiply-adds of "
+        "convolutions and matrix products. Peak memory is that of the GPU where one was used, else of the process. "
+        "Prediction includes mirroring. Times of runs that shared a machine with other work are upper bounds.</p>"
+        f'<div class="scroll"><table id="cost"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f"</div>{cost_plots(data)}"
+    )
+
+
+def _pictures(pictures: str, problem: str | None) -> str:
+    note = f'<div class="note">Pictures are missing: {escape(problem)}</div>' if problem else ""
+    if not pictures:
+        return note
+    return (
+        "<p>By mean Dice, for each method. Each plane is the one with the most voxels in error. Broad line: reference; "
+        "thin line: prediction. "
+        '<label><input type="checkbox" data-hide="no-ref" checked> reference</label> '
+        f'<label><input type="checkbox" data-hide="no-pred" checked> prediction</label></p>{note}{pictures}'
+    )
+
+
+def _case_table(data: Comparison) -> str:
+    metrics = [metric for metric in data.metrics if metric.key in ("Dice", "HD95")]
+    columns = [(method, metric) for method in data.methods for metric in metrics]
+    worst_first = sorted(
+        data.cases,
+        key=lambda case: sum(
+            v for m in data.methods if not math.isnan(v := data.per_case[m, data.overall, "Dice"][case])
+        ),
+    )
+    listed = worst_first[: max(_MOST_CELLS // (len(columns) + 2), 1)]
+    first = data.runs[0]
+    rows = []
+    for case in listed:
+        cells = [f'<td class="text">{escape(case)}</td>']
+        fold = first.cases[case].fold
+        cells.append(f"<td>{'' if fold is None else fold}</td>")
+        for method, metric in columns:
+            value = data.per_case[method, data.overall, metric.key][case]
+            run = data.runs[data.methods.index(method)]
+            failed = any(state in ("missed", "false_alarm") for state in run.cases[case].status.values())
+            style = ' class="bad"' if failed else ""
+            cells.append(f'<td{style} data-v="{value:.6g}">{tables.number(value, metric)}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    left = len(data.cases) - len(listed)
+    more = f" The {left} best cases are left out here; report.json has all." if left else ""
+    titles = ["case", "fold", *(f"{method} {metric.title}" for method, metric in columns)]
+    over = "Means over the labels. " if data.overall == MEAN else ""
+    return (
+        f"<p>{over}Worst first; a click on a title sorts. Coloured: a structure was missed or falsely found.{more}</p>"
+        f'<div class="scroll tall"><table class="sortable" id="case-table">{_head(titles, text=1)}'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _methods(data: Comparison) -> str:
+    papers = "".join(f"<li>{escape(text)}</li>" for text in references(data.runs))
+    return (
+        f'<pre class="prose" id="methods-text">{escape(methods_paragraph(data))}</pre>'
+        f'<button class="copy" data-from="methods-text">copy</button>{f"<ul>{papers}</ul>" if papers else ""}'
+    )
+
+
+def _definitions(data: Comparison) -> str:
+    rules = data.runs[0].settings.get("conventions", {})
+    terms = "".join(
+        f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{escape(str(text))}</dd>" for name, text in rules.items()
+    )
+    folders = "".join(f"<dt>{escape(run.name)}</dt><dd>{escape(run.folder.name)}</dd>" for run in data.runs)
+    return f"<dl>{terms}</dl><h3>Runs</h3><dl>{folders}</dl>"
+
+
+def _exports(data: Comparison) -> str:
+    forms = (
+        ("markdown", "Markdown", tables.as_markdown),
+        ("latex", "LaTeX", tables.as_latex),
+        ("csv", "CSV", tables.as_csv),
+    )
+    return "".join(
+        f'<details><summary>{title}</summary><button class="copy" data-from="{key}">copy</button>'
+        f'<pre id="{key}">{escape(write(data))}</pre></details>'
+        for key, title, write in forms
+    )
+
+
+def _head(titles: Sequence[str], *, text: int) -> str:
+    """Head of a table that sorts; the first `text` columns hold words."""
+    cells = (
+        f"<th{' class=text' if i < text else ''}><button type=button>{escape(title)}</button></th>"
+        for i, title in enumerate(titles)
+    )
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def _swatch(data: Comparison, method: str) -> str:
+    return f'<span class="swatch c{data.methods.index(method) % COLOUR_COUNT}"></span>'

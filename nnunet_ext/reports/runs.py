@@ -1,0 +1,249 @@
+"""One method of a report: its evaluation, and what its folds recorded about their training."""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.discovery.table import ENTRIES
+from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
+from nnunet_ext.files import read_json
+from nnunet_ext.reports.training_log import TrainingLog, read_training_log
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of one method; values are keyed by label as in summary.json.
+
+    Attributes:
+        fold: number of the fold, None without folds.
+        status: `both`, `missed`, `false_alarm` or `both_empty` per label.
+        metrics: {label: {metric: value}}; NaN is undefined, infinite a distance to nothing.
+        reference, prediction: files; the prediction is None when it was missing.
+    """
+
+    name: str
+    fold: int | None
+    status: dict[str, str]
+    metrics: dict[str, dict[str, float]]
+    diagonal_mm: float
+    reference: Path
+    prediction: Path | None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Training of one fold; None where its run left no record."""
+
+    number: int
+    record: dict[str, Any] | None
+    log: TrainingLog | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method.
+
+    Attributes:
+        name: as shown in the report.
+        folder: nnU-Net result folder or folder of predictions.
+        labels: {key in summary.json: name}.
+        settings: the evaluation's, with the convention in words.
+        plans: content of plans.json beside the folds, {} when there is none.
+        notes: what the evaluation says about itself.
+        failed: cases that could not be evaluated.
+        missing: cases without a prediction, counted as empty.
+        outdated: a prediction is newer than the evaluation.
+    """
+
+    name: str
+    folder: Path
+    labels: dict[str, str]
+    cases: dict[str, Case]
+    settings: dict[str, Any]
+    folds: tuple[Fold, ...]
+    plans: dict[str, Any]
+    notes: tuple[str, ...]
+    failed: tuple[str, ...]
+    missing: tuple[str, ...]
+    outdated: bool
+
+    @property
+    def identity(self) -> tuple[str, str, str] | None:
+        """Trainer, plans and configuration; None for a folder of predictions."""
+        parts = self.folder.name.split("__")
+        return (parts[0], parts[1], parts[2]) if len(parts) == 3 else None
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set, as nnU-Net's folders have it."""
+        return str(self.plans.get("dataset_name") or (self.folder.parent.name if self.identity else self.folder.name))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the folds' run.json say."""
+        return [fold.record for fold in self.folds if fold.record]
+
+
+def find_runs(patterns: Sequence[str]) -> list[tuple[str | None, Path]]:
+    """(name or None, folder) of each argument: FOLDER, NAME=FOLDER or a quoted glob, in this order.
+
+    Raises:
+        UserError: a pattern matches no folder, or a folder is named twice.
+    """
+    found: list[tuple[str | None, Path]] = []
+    for pattern in patterns:
+        name: str | None = None
+        if "=" in pattern and not Path(pattern).exists():
+            name, pattern = pattern.split("=", 1)
+        folders = [Path(pattern)] if Path(pattern).is_dir() else sorted(map(Path, glob.glob(pattern)))
+        folders = [folder for folder in folders if folder.is_dir()]
+        if not folders:
+            raise UserError(f"{pattern} is no folder and matches none; give result folders such as Trainer__Plans__3d")
+        if name is not None and len(folders) > 1:
+            raise UserError(f"{name}={pattern} matches {len(folders)} folders; a name is for one")
+        found += [(name, folder.resolve()) for folder in folders]
+    for i, (_, folder) in enumerate(found):
+        if folder in [other for _, other in found[:i]]:
+            raise UserError(f"{folder} is named twice; name each run once")
+    return found
+
+
+def load_runs(
+    patterns: Sequence[str],
+    convention: Convention,
+    *,
+    references: Path | None = None,
+    processes: int = 1,
+    progress: bool = False,
+) -> list[Run]:
+    """Read the runs; one without an evaluation by this convention is evaluated first, and its results are kept.
+
+    Raises:
+        UserError: a folder is no run, or its evaluation is damaged or cannot be made.
+    """
+    found = find_runs(patterns)
+    runs = []
+    for (_, folder), name in zip(found, _names(found), strict=True):
+        file = folder / ("evaluation" if convention.name == "default" else f"evaluation_{convention.name}")
+        file /= "summary.json"
+        if not file.is_file():
+            _evaluate(folder, file.parent, convention, references, processes, progress)
+        runs.append(_load(name, folder, file))
+    return runs
+
+
+def _evaluate(
+    folder: Path, output: Path, convention: Convention, references: Path | None, processes: int, progress: bool
+) -> None:
+    if any(folder.glob("fold_*")):
+        evaluation = evaluate_folds(folder, references, convention=convention, processes=processes, progress=progress)
+    elif references is not None:
+        evaluation = evaluate_folder(references, folder, convention=convention, processes=processes, progress=progress)
+    else:
+        raise UserError(f"{folder} has neither folds nor {output.name}; evaluate it first, or name the references (-r)")
+    write_results(evaluation, output)
+
+
+def _load(name: str, folder: Path, file: Path) -> Run:
+    summary = read_json(file)
+    try:
+        cases = {entry["case"]: _case(entry, folder) for entry in summary["metric_per_case"]}
+        if len(cases) < len(summary["metric_per_case"]):
+            raise UserError(f"{file} holds a case twice; evaluate again")
+        run = Run(
+            name=name,
+            folder=folder,
+            labels=dict(summary["names"]),
+            cases=cases,
+            settings=dict(summary["settings"]),
+            folds=tuple(_folds(folder)),
+            plans=read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {},
+            notes=tuple(summary["notes"]),
+            failed=tuple(entry["case"] for entry in summary["failed"]),
+            missing=tuple(summary["missing_predictions"]),
+            outdated=any(
+                case.prediction is not None and case.prediction.stat().st_mtime > file.stat().st_mtime + 1
+                for case in cases.values()
+                if case.prediction is not None and case.prediction.is_file()
+            ),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is not from nnunet_ext evaluate; run nnunet_ext evaluate for {folder} again") from None
+    if not cases:
+        raise UserError(f"{file} holds no case; evaluate again")
+    return run
+
+
+def _case(entry: dict[str, Any], folder: Path) -> Case:
+    metrics = {
+        key: {metric: _number(metric, value, entry["status"][key]) for metric, value in values.items()}
+        for key, values in entry["metrics"].items()
+    }
+    prediction = Path(entry["prediction_file"]) if entry["prediction_file"] else None
+    if prediction is not None:
+        # A result folder may have been moved since it was evaluated.
+        moved = folder.joinpath(*prediction.parts[-3:] if entry["fold"] is not None else prediction.parts[-1:])
+        prediction = moved if moved.is_file() else prediction
+    return Case(
+        name=entry["case"],
+        fold=entry["fold"],
+        status=dict(entry["status"]),
+        metrics=metrics,
+        diagonal_mm=float(entry["image_diagonal_mm"]),
+        reference=Path(entry["reference_file"]),
+        prediction=prediction,
+    )
+
+
+def _number(metric: str, value: float | None, status: str) -> float:
+    """JSON knows neither NaN nor infinity; the status says which a null was."""
+    if value is not None:
+        return float(value)
+    return math.inf if metric in ("HD95", "ASSD") and status in ("missed", "false_alarm") else math.nan
+
+
+def _folds(folder: Path) -> Iterator[Fold]:
+    found = {int(p.name[5:]): p for p in folder.glob("fold_*") if re.fullmatch(r"fold_\d+", p.name)}
+    for number, path in sorted(found.items()):
+        record = read_json(path / "run.json") if (path / "run.json").is_file() else None
+        yield Fold(number, record, read_training_log(path))
+
+
+def _names(found: list[tuple[str | None, Path]]) -> list[str]:
+    """The given names, or the shortest parts of the folder names that tell the runs apart."""
+    own = [_parts(folder) for _, folder in found]
+    names = []
+    for i, (given, folder) in enumerate(found):
+        candidates = [" ".join(own[i][:k]) for k in range(1, len(own[i]) + 1)] + [str(folder)]
+        others = [parts for j, parts in enumerate(own) if j != i]
+        shortest = next(
+            (c for k, c in enumerate(candidates, 1) if all(" ".join(o[:k]) != c for o in others)), candidates[-1]
+        )
+        names.append(given or shortest)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two runs are called {name!r}; give each a name of its own as NAME=FOLDER")
+    return names
+
+
+def _parts(folder: Path) -> list[str]:
+    """`nnUNetTrainerUNETRPP__nnUNetPlans__3d_fullres` as [`UNETR++`, `3d_fullres`, `nnUNetPlans`]."""
+    parts = folder.name.split("__")
+    if len(parts) != 3:
+        return [folder.name]
+    return [network_name(parts[0]), parts[2], parts[1]]
+
+
+def network_name(trainer: str) -> str:
+    """The network of one of this package's trainers, else what the trainer's name says."""
+    if trainer in ("nnUNetTrainer", "nnUNetTrainerExt"):
+        return "nnU-Net"
+    models = {entry.name: entry.model.network for entry in ENTRIES if entry.model is not None}
+    return models.get(trainer, trainer.removeprefix("nnUNetTrainer"))
