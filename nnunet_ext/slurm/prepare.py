@@ -41,6 +41,7 @@ def prepare(dataset: str, configuration: str, plans: Sequence[str], processes: i
     if not splits.is_file():
         first = folder / data_identifier(folder, plans[0], configuration)
         _write_splits(splits, sorted(path.stem for path in first.glob("*.pkl")))
+    print(f"{dataset}: {', '.join(plans)}, preprocessed data and {len(read_json(splits))} folds are in {folder}")
 
 
 def data_identifier(folder: Path, plans: str, configuration: str) -> str:
@@ -85,6 +86,8 @@ def _write_splits(path: Path, cases: list[str]) -> None:
 
 def _run(*command: str) -> None:
     print("$ " + " ".join(command), flush=True)
-    status = subprocess.run(command, check=False).returncode
+    # A choice for the training, which planning refuses when it is 0.
+    environment = {name: value for name, value in os.environ.items() if name != "nnUNet_n_proc_DA"}
+    status = subprocess.run(command, env=environment, check=False).returncode
     if status:
         raise UserError(f"{command[0]} failed with exit status {status}; its messages are above")
