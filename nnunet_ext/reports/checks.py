@@ -40,8 +40,8 @@ def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[s
                 )
     every = {case for run in runs for case in run.cases}
     common = [case for case in sorted(every) if all(case in run.cases for run in runs)]
-    absent = {run: sorted(every - set(run.cases)) for run in runs if every - set(run.cases)}
-    lists = "; ".join(f"{run.name} lacks {len(cases)} ({_few(cases)})" for run, cases in absent.items())
+    absent = {run.name: sorted(every - set(run.cases)) for run in runs if every - set(run.cases)}
+    lists = "; ".join(f"{name} lacks {len(cases)} ({_few(cases)})" for name, cases in absent.items())
     if absent and not common_cases:
         raise UserError(
             f"the runs have different cases: {lists}; finish or evaluate them, or pass --common-cases to compare the "

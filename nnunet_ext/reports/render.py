@@ -87,7 +87,7 @@ def _main_table(data: Comparison) -> str:
         for method in data.methods:
             own = [row for row in data.rows if (row.label, row.method) == (label, method)]
             rows.append(
-                f'<tr><td class="text">{_swatch(data, method)}{escape(method)}</td>{"".join(map(_score, own))}'
+                f'<tr><td class="text">{_method(data, method)}</td>{"".join(map(_score, own))}'
                 f"<td>{own[0].description.n}</td>{_count(own[0].missed)}{_count(own[0].false_alarms)}</tr>"
             )
     units = "patients (mean over each one's cases)" if data.patient_of else "cases"
@@ -126,8 +126,7 @@ def _pair_table(data: Comparison) -> str:
         own = pair.result
         rows.append(
             f'<tr><td class="text">{escape(pair.metric.title)}</td><td class="text">{escape(pair.label)}</td>'
-            f'<td class="text wrap">{_swatch(data, pair.new)}{escape(pair.new)} − {_swatch(data, pair.old)}'
-            f"{escape(pair.old)}</td>"
+            f'<td class="text wrap">{_method(data, pair.new)} − {_method(data, pair.old)}</td>'
             f'<td data-v="{own.difference}">{tables.number(own.difference, pair.metric, signed=True)}'
             f"<small>{tables.interval(own.low, own.high, pair.metric, signed=True)}</small></td>"
             f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}</td>'
@@ -153,7 +152,7 @@ def _rank_tables(data: Comparison) -> str:
         ranks = data.ranks[metric.key]
         head = "".join(f"<th>{place + 1}.</th>" for place in range(len(data.methods)))
         rows = "".join(
-            f'<tr><td class="text">{_swatch(data, method)}{escape(method)}</td>'
+            f'<tr><td class="text">{_method(data, method)}</td>'
             + "".join(f'<td class="heat" style="--share:{share:.3f}">{100 * share:.0f} %</td>' for share in shares)
             + "</tr>"
             for method, shares in zip(data.methods, ranks.share.tolist(), strict=True)
@@ -179,7 +178,7 @@ def _cost(data: Comparison) -> str:
     )
     if not rows:
         return ""
-    head = "".join(f"<th>{_swatch(data, method)}{escape(method)}</th>" for method in data.methods)
+    head = "".join(f"<th>{_method(data, method)}</th>" for method in data.methods)
     return (
         "<p>As the runs recorded it (run.json, training logs); – where one did not. GMACs are multiply-adds of "
         "convolutions and matrix products. Peak memory is that of the GPU where one was used, else of the process. "
@@ -274,5 +273,7 @@ def _head(titles: Sequence[str], *, text: int) -> str:
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
-def _swatch(data: Comparison, method: str) -> str:
-    return f'<span class="swatch c{data.methods.index(method) % COLOUR_COUNT}"></span>'
+def _method(data: Comparison, method: str) -> str:
+    """A method's name behind its colour."""
+    colour = data.methods.index(method) % COLOUR_COUNT
+    return f'<span class="method"><span class="swatch c{colour}"></span>{escape(method)}</span>'
