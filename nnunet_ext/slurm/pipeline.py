@@ -182,6 +182,7 @@ def _train(pipeline: Pipeline) -> Job:
         '  wait -n "$pid" ${timer:+"$timer"}',
         '  if [ -n "$timer" ] && ! kill -0 "$timer" 2> /dev/null; then tell TERM; timer=""; fi',
         "done",
+        "trap '' USR1 TERM  # nor may one hide the status",
         'wait "$pid"',
         "status=$?",
         '[ -z "$timer" ] || kill "$timer" 2> /dev/null',

@@ -106,7 +106,9 @@ def story(cluster, tmp_path_factory) -> Story:
 
     # A warning in the middle of the second epoch, as before a time limit; and the node is drained.
     wait_until(lambda: epoch_began(results / "fold_0", 1), seen)
-    cluster.run("scancel", "--batch", "--signal=USR1", f"{train}_0")
+    # By its own number: named as a task, Slurm 22.05 signals it and says that it could not, again and again.
+    warned_job = cluster.run("scontrol", "show", "job", "-o", f"{train}_0").stdout.split("JobId=")[1].split()[0]
+    cluster.run("scancel", "--batch", "--signal=USR1", warned_job)
     cluster.run("scontrol", "update", f"NodeName={cluster.node}", "State=DRAIN", "Reason=maintenance")
     wait_until(lambda: not any(fold["state"] == "running" for fold in status()["folds"]), seen)
     seen.drained = status()

@@ -63,6 +63,7 @@ while kill -0 "$pid" 2> /dev/null; do  # a trapped signal ends wait early
   wait -n "$pid" ${timer:+"$timer"}
   if [ -n "$timer" ] && ! kill -0 "$timer" 2> /dev/null; then tell TERM; timer=""; fi
 done
+trap '' USR1 TERM  # nor may one hide the status
 wait "$pid"
 status=$?
 [ -z "$timer" ] || kill "$timer" 2> /dev/null
