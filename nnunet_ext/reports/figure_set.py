@@ -8,11 +8,13 @@ from html import escape
 import numpy as np
 
 from nnunet_ext.reports.comparison import MEAN, Comparison
-from nnunet_ext.reports.plots import bar_plot, box_plot, curve_plot, difference_plot, volume_plot
+from nnunet_ext.reports.plots import MOST_DOTS, bar_plot, box_plot, curve_plot, difference_plot, volume_plot
 from nnunet_ext.reports.resources import COLUMNS, resources_of
 
 # Colours of the style sheet; more methods share them.
 COLOUR_COUNT = 8
+# Dots on the whole page, half a megabyte; many labels and methods share them.
+_ALL_DOTS = 40_000
 _CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "pseudo_dice": "pseudo Dice"}
 _COSTS = ("seconds_per_epoch", "seconds_per_case", "peak_memory_gib", "parameters", "gmacs")
 
@@ -29,6 +31,8 @@ def legend(data: Comparison) -> str:
 def score_plots(data: Comparison) -> str:
     """Boxes with all points per label, and Dice against the volume of each label."""
     boxes, volumes = [], []
+    clouds_drawn = len(data.methods) * len(data.labels) * (len(data.metrics) + 1)
+    most = min(max(_ALL_DOTS // clouds_drawn, 50), MOST_DOTS)
     for metric in data.metrics:
         for label in data.labels:
             values = [
@@ -40,7 +44,7 @@ def score_plots(data: Comparison) -> str:
                 for i, method in enumerate(data.methods)
             ]
             if any(len(own) for *_, own in values):
-                boxes.append(box_plot(f"{metric.title}, {label}", values, metric))
+                boxes.append(box_plot(f"{metric.title}, {label}", values, metric, most))
     keys = dict(zip((name for name in data.labels if name != MEAN), data.runs[0].labels, strict=True))
     dice = data.metrics[0]
     for label, key in keys.items():
@@ -55,8 +59,9 @@ def score_plots(data: Comparison) -> str:
             if points:
                 clouds.append((i % COLOUR_COUNT, *map(np.array, zip(*points, strict=True))))
         if clouds:
-            volumes.append(volume_plot(f"{dice.title} against volume, {label}", clouds, dice))
-    block = f'{legend(data)}<div class="plots">{"".join(boxes)}</div>'
+            volumes.append(volume_plot(f"{dice.title} against volume, {label}", clouds, dice, most))
+    fewer = f"<p>At most {most} points per box are drawn, evenly by rank.</p>" if len(data.units) > most else ""
+    block = f'{fewer}{legend(data)}<div class="plots">{"".join(boxes)}</div>'
     return block + (f'<h3>Small structures</h3><div class="plots">{"".join(volumes)}</div>' if volumes else "")
 
 

@@ -19,7 +19,7 @@ from nnunet_ext.reports.comparison import Metric
 
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 240, 38, 10, 8, 34
 # More dots than this in one cloud hide each other; the extremes and every k-th by rank are drawn.
-_MOST_DOTS = 400
+MOST_DOTS = 400
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class _Scale:
         return [float(t) for t in inside]
 
 
-def box_plot(title: str, values: Sequence[tuple[int, str, np.ndarray]], metric: Metric) -> str:
+def box_plot(
+    title: str, values: Sequence[tuple[int, str, np.ndarray]], metric: Metric, most_dots: int = MOST_DOTS
+) -> str:
     """Box (median, quartiles, whiskers to 1.5 IQR), all points, and the mean with its 95 % interval.
 
     Args:
         title: shown above, e.g. the label.
         values: (number of the method's colour, method, one value per unit).
         metric: of the vertical axis.
+        most_dots: of one method; the extremes and every k-th by rank are drawn.
     """
     column = 74
     width = _LEFT + column * len(values) + _RIGHT
@@ -63,7 +66,7 @@ def box_plot(title: str, values: Sequence[tuple[int, str, np.ndarray]], metric: 
                      f"{escape(_shortened(method))}</text>")  # fmt: skip
         if len(own) == 0:
             continue
-        shown = _thinned(own)
+        shown = _thinned(own, most_dots)
         # The golden ratio spreads neighbours in rank without randomness.
         jitter = (np.arange(len(shown)) * 0.618034 % 1 - 0.5) * 24
         parts.append(_dots(((centre - 14 + j, y(v)) for j, v in zip(jitter, shown, strict=True)), colour))
@@ -107,7 +110,9 @@ def difference_plot(title: str, difference: np.ndarray, colour: int, metric: Met
     return _svg(title, width, parts)
 
 
-def volume_plot(title: str, clouds: Sequence[tuple[int, np.ndarray, np.ndarray]], metric: Metric) -> str:
+def volume_plot(
+    title: str, clouds: Sequence[tuple[int, np.ndarray, np.ndarray]], metric: Metric, most_dots: int = MOST_DOTS
+) -> str:
     """A metric against the reference's volume in ml, logarithmic; clouds are (colour, volumes, values)."""
     width = 330
     volumes = np.concatenate([v for _, v, _ in clouds])
@@ -116,7 +121,7 @@ def volume_plot(title: str, clouds: Sequence[tuple[int, np.ndarray, np.ndarray]]
     parts = _y_axis(y, width) + _x_axis(x, "reference volume [ml]", width)
     for colour, own, values in clouds:
         order = np.argsort(values)
-        kept = order[_kept(len(order))]
+        kept = order[_kept(len(order), most_dots)]
         parts.append(_dots(((x(a), y(b)) for a, b in zip(own[kept], values[kept], strict=True)), colour))
     return _svg(title, width, parts)
 
@@ -183,15 +188,13 @@ def _dots(points: Iterable[tuple[float, float]], colour: int) -> str:
     return f'<path class="dots c{colour}" d="{"".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)}"/>'
 
 
-def _kept(count: int) -> np.ndarray:
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, _MOST_DOTS)).round().astype(int)) if count else np.zeros(0, int)
-    )
+def _kept(count: int, most: int = MOST_DOTS) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else np.zeros(0, int)
 
 
-def _thinned(values: np.ndarray) -> np.ndarray:
+def _thinned(values: np.ndarray, most: int = MOST_DOTS) -> np.ndarray:
     ordered = np.sort(values)
-    return ordered[_kept(len(ordered))]
+    return ordered[_kept(len(ordered), most)]
 
 
 def _text(x: float, y: float, text: str, style: str, anchor: str = "middle") -> str:
