@@ -1,11 +1,14 @@
 """Write plans that name one of our networks at a chosen size.
 
 The plans are derived from nnU-Net's own for the same data set: spacing, normalisation and folders stay, so data that
-are preprocessed already are used as they are.
+are preprocessed already are used as they are. Without a model, plans of any network are copied with the fast
+preprocessor, whose output is nnU-Net's.
 
 example:
   nnunet_ext plan -d 4 --model segmamba --size tiny
   nnUNetv2_train 4 3d_fullres 0 -p nnUNetPlansSegMambaTiny -tr nnUNetTrainerSegMamba
+  nnunet_ext plan -d 4 --fast-preprocessing
+  nnUNetv2_preprocess -d 4 -plans_name nnUNetPlansFast -c 3d_fullres
 """
 
 from __future__ import annotations
@@ -13,13 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from nnunet_ext.errors import UserError
 from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
-    parser.add_argument("--model", required=True, choices=sorted(NETWORKS), help="which network")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", choices=sorted(NETWORKS), help="which network")
+    what.add_argument("--fast-preprocessing", action="store_true", help="keep the network; only preprocess faster")
     every_size = sorted({size for presets in PRESETS.values() for size in presets})
     parser.add_argument("--size", default="base", choices=every_size, help="preset; base is the published network")
     parser.add_argument("-c", "--configurations", nargs="+", metavar="NAME", help="such as 3d_fullres (default: all)")
@@ -37,8 +45,10 @@ def _at_least_one(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.plans.write import write_plans
+    from nnunet_ext.plans.write import write_fast_preprocessing, write_plans
 
+    if arguments.fast_preprocessing:
+        return _fast_preprocessing(arguments, write_fast_preprocessing)
     path, planned = write_plans(
         arguments.dataset,
         arguments.model,
@@ -69,4 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
     trainer = f"nnUNetTrainer{TITLES[arguments.model]}"
     example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
     print(f"\nnext: {example}", file=sys.stderr)
+    return 0
+
+
+def _fast_preprocessing(arguments: argparse.Namespace, write: Callable[..., Path]) -> int:
+    unused = [name for name in ("configurations", "patch_size", "batch_size") if getattr(arguments, name) is not None]
+    if unused:
+        raise UserError(f"--{unused[0].replace('_', '-')} belongs to --model; --fast-preprocessing changes nothing else")
+    path = write(arguments.dataset, arguments.base_plans, arguments.plans_name)
+    if arguments.json:
+        print(json.dumps({"plans": str(path)}))
+    print(f"{path}\n\nnext: nnUNetv2_preprocess -d {arguments.dataset} -plans_name {path.stem}", file=sys.stderr)
     return 0

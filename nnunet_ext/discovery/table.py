@@ -114,6 +114,7 @@ ENTRIES = (
             remarks="segmentation by clicks; without clicks it segments all classes, which is this project's addition",
         ),
     ),
+    Entry("ExactFastPreprocessor", "nnunet_ext.plans.preprocessor", kind="preprocessor"),
     Entry("nnUNetPlannerSAMMed3D", "nnunet_ext.plans.sam_med3d", kind="planner"),
     Entry(
         "nnUNetTrainerUniverSeg",

@@ -22,7 +22,7 @@ from scipy import ndimage
 # Scores of labels that differ by less are equal but for rounding; a weight is a product of three fractions.
 _TIE = 1e-9
 # Voxels between labels that are resolved at once: bounds the memory of their scores.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13
 
 
 def resample_image(
@@ -179,19 +179,28 @@ def _heaviest(
 ) -> np.ndarray:
     """The label of largest weight among the neighbours of each place."""
     index, weight = [list(places)], [np.ones(len(places[0]))]
+    closest = list(places)
     for axis in axes:
         lower, upper, of_upper = (x[places[axis]] for x in linear_neighbours(labels.shape[axis], shape[axis]))
         index = [[*i[:axis], side, *i[axis + 1 :]] for i in index for side in (lower, upper)]
         weight = [w * side for w in weight for side in (1 - of_upper, of_upper)]
-    corners = np.stack([labels[tuple(i)] for i in index])  # (corners, places)
-    scores = np.stack(
-        [sum(w * (other == label) for w, other in zip(weight, corners, strict=True)) for label in corners]
-    )
-    tied = scores >= scores.max(axis=0) - _TIE
-    closest = [*places]
-    for axis in axes:
         closest[axis] = _nearest(labels.shape[axis], shape[axis])[places[axis]]
+    corners, weights = np.stack([labels[tuple(i)] for i in index]), np.stack(weight)  # (corners, places)
     nearest = labels[tuple(closest)]
+    smallest, largest = corners.min(axis=0), corners.max(axis=0)
+    of_smallest, of_largest = ((weights * (corners == label)).sum(axis=0) for label in (smallest, largest))
+    winner = np.where(of_largest > of_smallest, largest, smallest)
+    winner = np.where(np.abs(of_largest - of_smallest) <= _TIE, nearest, winner)
+    # Between two labels that is all; the rest lies where more of them meet.
+    more = of_smallest + of_largest < 1 - _TIE
+    winner[more] = _heaviest_of_many(corners[:, more], weights[:, more], nearest[more])
+    return winner
+
+
+def _heaviest_of_many(corners: np.ndarray, weights: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Any number of labels; corners and weights (corners, places), nearest (places,)."""
+    scores = np.stack([(weights * (corners == label)).sum(axis=0) for label in corners])
+    tied = scores >= scores.max(axis=0) - _TIE
     smallest = np.where(tied, corners, np.iinfo(corners.dtype).max).min(axis=0)
     return np.where((tied & (corners == nearest)).any(axis=0), nearest, smallest)
 

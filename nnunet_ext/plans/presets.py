@@ -32,6 +32,11 @@ AXES = {
     "universeg": (2,),
 }
 
+# Samples per step where nnU-Net's own number means nothing to the network: for UniverSeg, episodes.
+BATCH_SIZES = {
+    "universeg": 8,
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # `sizes` are those of `SAMMed3D`; the smaller two have no padding in attention, and `tiny` a finer mask (32 voxels
     # for 64, not for 128). `rounds` are the prompts per training step; the published training has 11.

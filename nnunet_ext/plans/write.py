@@ -12,7 +12,10 @@ from typing import Any
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.plans.network import arguments_for_patch
-from nnunet_ext.plans.presets import AXES, NETWORKS, PRESETS, TITLES
+from nnunet_ext.plans.presets import AXES, BATCH_SIZES, NETWORKS, PRESETS, TITLES
+
+# nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
+PREPROCESSOR, FAST_PREPROCESSOR = "DefaultPreprocessor", "ExactFastPreprocessor"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def write_plans(
 ) -> tuple[Path, list[Planned]]:
     """Derive plans for `model` from nnU-Net's plans of the same data set.
 
-    Spacing, normalisation and preprocessed folders stay those of `base_plans`, so nothing is preprocessed again.
+    Spacing, normalisation and preprocessed folders stay those of `base_plans`, so nothing is preprocessed again; what
+    is preprocessed later, and every predicted image, goes through `ExactFastPreprocessor`, whose output is equal.
 
     Args:
         dataset: name or number.
@@ -73,7 +77,7 @@ def write_plans(
         base_plans: name of existing plans.
         configurations: which to keep; None keeps all that the network has a form for.
         patch_size: voxels per axis in the plan's axis order, for all kept configurations of that many axes.
-        batch_size: samples per step, for all kept configurations.
+        batch_size: samples per step, for all kept configurations; None keeps those planned, or the network's own.
         plans_name: None makes `base_plans` + model + size.
 
     Returns:
@@ -83,25 +87,20 @@ def write_plans(
         UserError: base plans missing, unknown configuration, or a patch that does not fit.
     """
     folder = preprocessed_folder(dataset)
-    source = folder / f"{base_plans}.json"
-    if not source.is_file():
-        raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
-    plans = copy.deepcopy(read_json(source))
+    plans = _read_plans(folder, base_plans, dataset)
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
     formed = [key for key, value in own.items() if len(value["patch_size"]) in AXES[model]]
     chosen = formed if configurations is None else list(configurations)
     unknown = [key for key in chosen if key not in own]
     if unknown:
-        raise UserError(f"-c {unknown[0]} is not in {source.name}, which has {', '.join(own)}")
+        raise UserError(f"-c {unknown[0]} is not in {base_plans}.json, which has {', '.join(own)}")
     misfits = [key for key in chosen if key not in formed]
     if misfits or not chosen:
         raise UserError(
             f"{TITLES[model]} takes {' or '.join(map(str, AXES[model]))} axes, so not {', '.join(misfits or own)} in "
-            f"{source.name}; {'choose -c ' + ' '.join(formed) if formed else 'plan such a configuration first'}"
+            f"{base_plans}.json; {'choose -c ' + ' '.join(formed) if formed else 'plan such a configuration first'}"
         )
-    name = plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}"
-    if "__" in name:
-        raise UserError(f"plans name {name!r} may not contain '__', which nnU-Net uses to split folder names")
+    name = _checked_name(plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}")
     plans["plans_name"] = name
 
     planned = []
@@ -109,8 +108,7 @@ def write_plans(
         configuration = own[configuration_name]
         if patch_size is not None:
             _set_patch(configuration, patch_size, configuration_name)
-        if batch_size is not None:
-            configuration["batch_size"] = batch_size
+        configuration["batch_size"] = batch_size or BATCH_SIZES.get(model, configuration["batch_size"])
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
         arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
         configuration["architecture"] = {
@@ -135,9 +133,56 @@ def write_plans(
         for key, value in plans["configurations"].items()
         if key in kept or value.get("inherits_from") in kept
     }
+    _preprocess_fast(plans)
     path = folder / f"{name}.json"
     write_json(path, plans)
     return path, planned
+
+
+def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plans_name: str | None = None) -> Path:
+    """Copy plans, nnU-Net's own or others, so that they name the fast preprocessor; nothing else changes.
+
+    Args:
+        dataset: name or number.
+        base_plans: name of existing plans.
+        plans_name: None makes `base_plans` + Fast.
+
+    Raises:
+        UserError: base plans are missing, or name a preprocessor of another kind.
+    """
+    folder = preprocessed_folder(dataset)
+    plans = _read_plans(folder, base_plans, dataset)
+    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}Fast")
+    if not _preprocess_fast(plans):
+        named = {str(c["preprocessor_name"]) for c in plans["configurations"].values() if "preprocessor_name" in c}
+        raise UserError(
+            f"{base_plans}.json names the preprocessor {', '.join(sorted(named)) or 'of no configuration'}; only "
+            f"{PREPROCESSOR} can be replaced by one of equal output"
+        )
+    path = folder / f"{plans['plans_name']}.json"
+    write_json(path, plans)
+    return path
+
+
+def _preprocess_fast(plans: dict[str, Any]) -> bool:
+    """Replace nnU-Net's default preprocessor where it is named; whether there was one."""
+    stock = [c for c in plans["configurations"].values() if c.get("preprocessor_name") == PREPROCESSOR]
+    for configuration in stock:
+        configuration["preprocessor_name"] = FAST_PREPROCESSOR
+    return bool(stock)
+
+
+def _read_plans(folder: Path, name: str, dataset: str) -> dict[str, Any]:
+    source = folder / f"{name}.json"
+    if not source.is_file():
+        raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
+    return copy.deepcopy(read_json(source))
+
+
+def _checked_name(name: str) -> str:
+    if "__" in name:
+        raise UserError(f"plans name {name!r} may not contain '__', which nnU-Net uses to split folder names")
+    return name
 
 
 def _set_patch(configuration: dict[str, Any], patch_size: Sequence[int], name: str) -> None:

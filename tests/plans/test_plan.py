@@ -14,6 +14,7 @@ def stock_plans() -> dict:
     unet = {"network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet"}
     full = {
         "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
         "patch_size": [20, 320, 256],
         "spacing": [10.0, 1.4, 1.4],
@@ -57,6 +58,7 @@ def test_plans_name_the_network_and_keep_the_data(dataset, capsys):
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert configuration["architecture"]["network_class_name"] == "nnunet_ext.architectures.segmamba.SegMamba"
+    assert configuration["preprocessor_name"] == "ExactFastPreprocessor"
     arguments = configuration["architecture"]["arch_kwargs"]
     assert arguments["dims"] == [24, 48, 96, 192]
     # The coarse axis is spared as nnU-Net spares it.
@@ -66,6 +68,19 @@ def test_plans_name_the_network_and_keep_the_data(dataset, capsys):
     assert plans["configurations"]["3d_cascade_fullres"]["inherits_from"] == "3d_fullres"
     shown = capsys.readouterr().err
     assert "yes, reused" in shown and "-p nnUNetPlansSegMambaSmall -tr nnUNetTrainerSegMamba" in shown
+
+
+def test_stock_plans_with_the_fast_preprocessor(dataset, capsys):
+    assert main(["plan", "-d", "7", "--fast-preprocessing"]) == 0
+    expected = stock_plans()
+    expected["plans_name"] = "nnUNetPlansFast"
+    expected["configurations"]["3d_fullres"]["preprocessor_name"] = "ExactFastPreprocessor"
+    assert json.loads((dataset / "nnUNetPlansFast.json").read_text()) == expected
+    # What is fast already has nothing to replace; other preprocessors have another output.
+    assert main(["plan", "-d", "7", "-p", "nnUNetPlansFast", "--fast-preprocessing"]) == 1
+    assert "ExactFastPreprocessor" in capsys.readouterr().err
+    assert main(["plan", "-d", "7", "--fast-preprocessing", "--batch-size", "3"]) == 1
+    assert "--batch-size belongs to --model" in capsys.readouterr().err
 
 
 def test_patch_batch_and_name_can_be_chosen(dataset):

@@ -1,0 +1,98 @@
+"""ExactFastPreprocessor gives nnU-Net what DefaultPreprocessor would, and nnU-Net finds it by the name in the plans."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ext.data.phantoms import make_phantom
+
+RESAMPLING = {
+    f"resampling_fn_{what}{suffix}": value
+    for what, order in (("data", 3), ("seg", 1), ("probabilities", 1))
+    for suffix, value in (
+        ("", "resample_data_or_seg_to_shape"),
+        ("_kwargs", {"is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None}),
+    )
+}
+
+
+def plans(spacing, preprocessor, transpose=(0, 1, 2)):
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": preprocessor,
+        "batch_size": 2,
+        "patch_size": [16, 32, 32],
+        "spacing": list(spacing),
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+        **copy.deepcopy(RESAMPLING),
+    }
+    return PlansManager(
+        {
+            "dataset_name": "Dataset990_Phantoms",
+            "plans_name": "nnUNetPlans",
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": list(transpose),
+            "transpose_backward": list(np.argsort(transpose)),
+            "configurations": {"3d_fullres": configuration},
+            "foreground_intensity_properties_per_channel": {"0": {}},
+            "label_manager": "LabelManager",
+            "experiment_planner_used": "ExperimentPlanner",
+        }
+    )
+
+
+LABELS = {
+    "labels": {"background": 0, "liver": 1, "spleen": 2, "kidney": 3},
+    "regions": {"background": 0, "both": [1, 2, 3], "spleen": [2, 3], "ignore": 4},
+}
+
+
+@pytest.mark.parametrize("labels", list(LABELS))
+@pytest.mark.parametrize(
+    ("spacing", "transpose"),
+    [((2.0, 1.5, 1.5), (0, 1, 2)), ((1.0, 1.0, 1.0), (2, 0, 1)), ((6.0, 1.1, 1.1), (0, 1, 2))],
+    ids=["isotropic-zoom", "transposed", "separate-z"],
+)
+def test_equal_to_the_default_preprocessor(spacing, transpose, labels):
+    case = make_phantom(0)
+    image, segmentation = case.image[None].astype(np.float32), case.labels[None].astype(np.float32)
+    segmentation[segmentation > 3] = 4 if labels == "regions" else 0
+    image[:, :2] = 0  # something to crop
+    segmentation[:, :2] = 0
+    description = {"channel_names": {"0": "MRI"}, "labels": LABELS[labels], "file_ending": ".nii.gz"}
+    if labels == "regions":
+        description["regions_class_order"] = [1, 2]
+    results = []
+    for name in ("DefaultPreprocessor", "ExactFastPreprocessor"):
+        manager = plans(spacing, name, transpose)
+        configuration = manager.get_configuration("3d_fullres")
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        assert isinstance(preprocessor, DefaultPreprocessor) and type(preprocessor).__name__ == name
+        properties = {"spacing": list(case.spacing_mm)}
+        results.append(preprocessor.run_case_npy(image, segmentation, properties, manager, configuration, description))
+    (expected, expected_labels, expected_properties), (found, found_labels, properties) = results
+    assert np.abs(found - expected).max() <= 1e-5 * expected.std()
+    assert found_labels.dtype == expected_labels.dtype
+    assert (found_labels != expected_labels).mean() < 1e-4  # equal weights
+    assert properties["class_locations"].keys() == expected_properties["class_locations"].keys()
+    assert properties["bbox_used_for_cropping"] == expected_properties["bbox_used_for_cropping"]
+
+
+def test_other_resampling_functions_of_the_plans_are_kept():
+    manager = plans((1.0, 1.0, 1.0), "ExactFastPreprocessor")
+    configuration = manager.get_configuration("3d_fullres").configuration
+    configuration["resampling_fn_data"] = "resample_torch_fornnunet"
+    configuration["resampling_fn_seg_kwargs"]["order"] = 3
+    from nnunet_ext.plans.preprocessor import _FastResampling
+
+    fast = _FastResampling(configuration)
+    assert fast.resampling_fn_data.func.__name__ == "resample_torch_fornnunet"
+    assert fast.resampling_fn_seg.func.__name__ == "resample_data_or_seg_to_shape"
