@@ -4,7 +4,8 @@ example:
   nnunet_ext slurm status slurm_Dataset004_Hippocampus_3d_fullres
 
 finished: validated. running, pending: in the queue. failed: why, and the last lines of the log. stopped: begun, and
-nobody works on it. waiting: not begun. The time left is that of the training, without the validation.
+nobody works on it. begun: the same without Slurm, where it may still run. waiting: not begun. The time left is that of
+the training, without the validation.
 
 Exit status: 0 all is finished or on its way, 1 something has failed or stopped.
 """

@@ -310,7 +310,13 @@ def _evaluate(pipeline: Pipeline) -> Job:
 def _report(pipeline: Pipeline) -> Job:
     if pipeline.folds == ("all",):
         compared = [predictions(pipeline, run) for run in pipeline.runs]
+        shown = ["-r", str(pipeline.references), "--images", str(pipeline.images)]
     else:
-        compared = [pipeline.result_folder(run) for run in pipeline.runs]
-    command = ["nnunet_ext", "report", *map(str, compared)]
-    return _job(pipeline, REPORT, "Compare the runs on one page.", [shlex.join(command) + ' -o "$folder/report.html"'])
+        compared, shown = [pipeline.result_folder(run) for run in pipeline.runs], []
+    command = ["nnunet_ext", "report", *map(str, compared), *shown]
+    return _job(
+        pipeline,
+        REPORT,
+        "Compare the runs on one page.",
+        [shlex.join(command) + ' -o "$folder/report.html" -n "$cpus"'],
+    )

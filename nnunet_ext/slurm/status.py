@@ -30,7 +30,8 @@ class Task:
     """One fold of one run.
 
     Attributes:
-        state: finished, running, pending, failed, stopped (begun, and nobody works on it) or waiting.
+        state: finished, running, pending, failed, stopped (begun, and nobody works on it) or waiting; without Slurm
+            begun stands for all between waiting and finished.
         detail: why it is pending or has failed.
         job: Slurm's name of the latest job, e.g. 123_4.
         log: of that job, if it exists.
@@ -130,10 +131,16 @@ def _state(
         return "pending", active[0].reason, job, log, ()
     if done:
         return "finished", "", job, log, ()
+    if pipeline.scheduler != "slurm":
+        # Nobody is asked whether it still runs; only a training says how it ended.
+        cause, tail = explain(log)
+        if re.search(r"ended with status (?!0\b|85\b)\d", _last_attempt(log)):
+            return "failed", cause, job, log, tail
+        return ("begun" if begun or log is not None else "waiting"), "", job, log, ()
     if log is None and latest is None:
         return ("stopped" if begun else "waiting"), "", job, log, ()
     how = None
-    if latest is not None and pipeline.scheduler == "slurm":
+    if latest is not None:
         how = ended(latest.job_id, task if latest.tasks is not None and task is not None else None)
     if log is None and not (how or "").startswith(("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "BOOT_FAIL")):
         return "waiting", "", job, log, ()  # never started: cancelled with the step before it
@@ -155,7 +162,8 @@ def explain(log: Path | None, how: str | None = None) -> tuple[str, tuple[str, .
 def _log(pipeline: Pipeline, step: str, latest: Submission | None, task: int | None) -> Path | None:
     """The newest log of a task or step."""
     stem = step if latest is None else f"{step}_{latest.job_id}"
-    pattern = stem + ("" if task is None else f"_{task}") + ("*.log" if task is None else ".log")
+    index = "" if task is None else f"_{task + 1 if pipeline.scheduler == 'lsf' else task}"
+    pattern = stem + index + ("*.log" if task is None else ".log")
     logs = sorted(Path(pipeline.folder, "logs").glob(pattern), key=lambda path: path.stat().st_mtime)
     return logs[-1] if logs else None
 

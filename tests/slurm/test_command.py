@@ -134,9 +134,16 @@ def test_status_of_a_folder_without_a_scheduler(base):
     done = slurm(base, "status", "jobs")
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[1][2:6] == ["0", "finished", "3/10", "0.519"]
-    assert rows[2][2:6] == ["1", "stopped", "3/10", "0.519"]
+    assert rows[2][2:6] == ["1", "begun", "3/10", "0.519"]
     assert rows[3][2:6] == ["2", "waiting", "-", "-"]
     assert "1 of 5 folds finished" in done.stdout
+    assert done.returncode == 0
+    # LSF counts array tasks from 1.
+    log = "2026-01-31 12:00:00 nnUNetTrainerExt nnUNetPlans fold 1 on node\nKilled\n... fold 1 ended with status 137\n"
+    (base / "jobs" / "jobs.txt").write_text("2_train 77 0-4\n")
+    (base / "jobs" / "logs" / "2_train_77_2.log").write_text(log)
+    done = slurm(base, "status", "jobs")
+    assert "fold 1 failed: killed by signal 9" in done.stdout and "  | Killed\n" in done.stdout
     assert done.returncode == 1 and "submit.sh again" in done.stderr
     facts = json.loads(slurm(base, "status", "jobs", "--json").stdout)
     assert facts["folds"][1]["losses"] == [0.0, -0.2, -0.4] and facts["finished"] is False

@@ -134,6 +134,15 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     if os.environ["DOES"] != "deaf":
         signal.signal(number, stop)
 (here / "ready").touch()
+if os.environ["DOES"] == "has ranks":
+    # As with -num_gpus: one child per GPU does the work, this process waits and knows no signal.
+    import subprocess
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    (here / "ready").unlink()
+    rank = [sys.executable, "-c", open(__file__).read(), "spawn_main"]
+    ranks = [subprocess.Popen(rank, env={**os.environ, "DOES": "saves"}) for _ in range(2)]
+    sys.exit(int(any([one.wait() for one in ranks])))
 if os.environ["DOES"] == "fails":
     sys.exit("ValueError: no such case")
 if os.environ["DOES"] != "finishes":
@@ -214,6 +223,16 @@ def test_warning_ends_in_the_queue_again(training, tmp_path, does):
     wait_for(tmp_path / "ready")
     run.send_signal(signal.SIGUSR1)
     output, _ = run.communicate(timeout=60)
+    assert (tmp_path / "requeued").read_text() == "requeue 42_7\n", output
+
+
+def test_warning_reaches_the_process_of_every_gpu(training, tmp_path):
+    run = training("has ranks", resources=replace(FULL.resources, gpus=2))
+    wait_for(tmp_path / "ready")
+    time.sleep(2)  # both have begun
+    run.send_signal(signal.SIGUSR1)
+    output, _ = run.communicate(timeout=60)
+    assert (tmp_path / "signals").read_text().split() == ["SIGUSR1", "SIGUSR1"]
     assert (tmp_path / "requeued").read_text() == "requeue 42_7\n", output
 
 
