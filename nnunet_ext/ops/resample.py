@@ -84,7 +84,7 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], separate_axis: int
     for channel, result in zip(labels, out, strict=True):
         values = _between_labels(np.ascontiguousarray(_as_integers(channel)), shape, plane)
         if separate_axis is not None:
-            values = values.take(_nearest_z(channel.shape[separate_axis], shape[separate_axis]), axis=separate_axis)
+            values = values.take(nearest_slices(channel.shape[separate_axis], shape[separate_axis]), axis=separate_axis)
         result[...] = values
     return out
 
@@ -101,7 +101,7 @@ def _along(values: np.ndarray, axis: int, size: int, order: int, clipped_input: 
     if old == size:
         return values
     if order == 0:
-        return values.take((_nearest if clipped_input else _nearest_z)(old, size), axis=axis)
+        return values.take((_nearest if clipped_input else nearest_slices)(old, size), axis=axis)
     matrix = (_zoom if clipped_input else _zoom_z)(old, size, order).astype(values.dtype)
     if axis == 0:
         return (matrix @ values.reshape(old, -1)).reshape(size, *values.shape[1:])
@@ -138,7 +138,7 @@ def _zoom_z(old: int, new: int, order: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _nearest_z(old: int, new: int) -> np.ndarray:
+def nearest_slices(old: int, new: int) -> np.ndarray:
     """(new,): which slice `map_coordinates` takes at order 0."""
     places: np.ndarray = np.arange(old, dtype=np.float64)
     return _read_only(
