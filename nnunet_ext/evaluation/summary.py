@@ -116,7 +116,10 @@ def format_table(evaluation: Evaluation) -> str:
             cells.append(f"{values.mean():.{digits}f}{spread}" if len(values) else "-")
         rows.append(cells)
     summary = summarise(evaluation)
-    for title, key in (("mean", "foreground_mean"), ("mean, penalised", "foreground_mean_penalised")):
+    kinds = {"mean": "foreground_mean", "mean, penalised": "foreground_mean_penalised"}
+    if not any(math.isinf(value) for value in evaluation.convention.one_empty.values()):
+        del kinds["mean, penalised"]  # nothing is left to be charged
+    for title, key in kinds.items():
         means = [summary[key][metric] for metric in shown]
         precision = [d for _, d in shown.values()]
         cells = ["-" if math.isnan(v) else f"{v:.{d}f}" for v, d in zip(means, precision, strict=True)]

@@ -107,7 +107,7 @@ def as_json(data: Comparison) -> dict[str, Any]:
         },
         "warnings": list(data.warnings),
         "methods": [
-            {"name": run.name, "folder": str(run.folder), "resources": asdict(resources_of(run))} for run in data.runs
+            {"name": run.name, "folder": run.folder.name, "resources": asdict(resources_of(run))} for run in data.runs
         ],
         "cases": list(data.cases),
         "units": list(data.units),
