@@ -142,12 +142,20 @@ def load_runs(
 def _evaluate(
     folder: Path, output: Path, convention: Convention, references: Path | None, processes: int, progress: bool
 ) -> None:
-    if any(folder.glob("fold_*")):
-        evaluation = evaluate_folds(folder, references, convention=convention, processes=processes, progress=progress)
-    elif references is not None:
-        evaluation = evaluate_folder(references, folder, convention=convention, processes=processes, progress=progress)
-    else:
-        raise UserError(f"{folder} has neither folds nor {output.name}; evaluate it first, or name the references (-r)")
+    options: dict[str, Any] = {"convention": convention, "processes": processes, "progress": progress}
+    try:
+        if any(folder.glob("fold_*")):
+            evaluation = evaluate_folds(folder, references, **options)
+        elif references is not None:
+            evaluation = evaluate_folder(references, folder, **options)
+        else:
+            raise UserError(
+                f"{folder} has neither folds nor {output.name}; evaluate it first, or name the references (-r)"
+            )
+    except UserError as error:
+        # Whether a missing prediction counts as empty is decided there, not here.
+        hint = "run nnunet_ext evaluate --allow-missing on it"
+        raise UserError(str(error).replace("pass --allow-missing", hint)) from None
     write_results(evaluation, output)
 
 

@@ -176,6 +176,16 @@ def test_different_cases_are_refused_not_intersected(base, capsys):
     assert "Only the 7 cases that all runs have are compared" in (base / "r.html").read_text()
 
 
+def test_missing_predictions_are_decided_on_by_evaluate(base, capsys):
+    folder = make_run(base, "nnUNetTrainerUNETRPP", 0)
+    (folder / "fold_0" / "validation" / f"{CASES[0]}.nii.gz").unlink()
+    assert run(base / "results" / DATASET / "*", "-o", base / "r.html", "-q") == 1
+    assert f"({CASES[0]})" in (message := capsys.readouterr().err) and "nnunet_ext evaluate --allow-missing" in message
+    assert main(["evaluate", "--folds", str(folder), "--allow-missing", "-q"]) == 0
+    assert run(base / "results" / DATASET / "*", "-o", base / "r.html", "-q") == 0
+    assert f"UNETR++: 1 case(s) without a prediction count as empty predictions ({CASES[0]})" in capsys.readouterr().err
+
+
 def test_other_references_and_rules_are_refused(base, capsys):
     runs = base / "results" / DATASET
     first, second = (runs / n for n in ("nnUNetTrainerExt__nnUNetPlans__3d_fullres",
