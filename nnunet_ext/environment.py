@@ -11,5 +11,9 @@ VARIABLES = {
     "NNUNET_EXT_PRECISION": "arithmetic of training: fp16, bf16 or fp32",
     "NNUNET_EXT_LEARNING_RATE": "learning rate at the first epoch",
     "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
+    "NNUNET_EXT_SUPPORT": "prediction with UniverSeg: file whose support set replaces the checkpoint's",
+    "NNUNET_EXT_SUPPORT_SIZE": "UniverSeg: support entries per slice, in training the most",
+    "NNUNET_EXT_SUPPORT_DRAWS": "prediction with UniverSeg: support sets per slice, averaged",
+    "NNUNET_EXT_EPISODE_DATASETS": "UniverSeg: further preprocessed data sets to train on, such as 5 956",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
 }

@@ -22,8 +22,11 @@ COMMANDS = {
     "plan": "write plans that size a network for a preprocessed data set",
     "import-weights": "fit published weights to a data set, for fine-tuning",
     "slurm": "cross-validations as batch jobs: write, submit, watch and resume them; or run them here",
+    "predict": "nnUNetv2_predict in one process: exact fast export, bf16 on CPUs, no case lost to another",
     "predict-prompts": "segment by clicks and masks from prompt files (SAM-Med3D)",
     "data": "check, clean, get and convert data sets",
+    "predict-fewshot": "segment images by a few labelled ones, with no training (UniverSeg)",
+    "support": "put other labelled images in the place of those a UniverSeg checkpoint carries",
     "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
     "report": "compare methods on one page: intervals, tests, plots, pictures, a methods paragraph",
 }

@@ -1,0 +1,340 @@
+"""UniverSeg (arXiv:2304.06131) as an nnU-Net trainer: few labelled cases, and a support set inside the checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nnunet_ext.errors import TrainingError, UserError
+from nnunet_ext.files import read_json, write_json
+from nnunet_ext.inference.few_shot import FewShotNetwork, whole_number
+from nnunet_ext.inference.support_curve import support_curve, write_curve
+from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.plans.presets import BATCH_SIZES, NETWORKS
+from nnunet_ext.plans.write import preprocessed_folder
+from nnunet_ext.support.augment import GENTLE, Chances
+from nnunet_ext.support.episodes import Batch, Episodes, Mixture
+from nnunet_ext.support.pool import Pool, Task, largest_side, nnunet_dataset, read_pool
+from nnunet_ext.trainers._base import SharedTrainer
+
+# Slices of the training cases that go into the checkpoint, per label with and again without it.
+_STORED_PER_TASK = 64
+# Slices on which Dice against support size is measured.
+_CURVE_SLICES = 256
+
+
+class nnUNetTrainerUniverSeg(SharedTrainer):
+    """UniverSeg trained in episodes on all labels of a data set, for 2d configurations (slices of 3D data included).
+
+    Slices are padded to one square for the whole data set, which becomes the plan's patch, and resized to the
+    network's grid. The training cases' slices that support predictions are stored in every checkpoint, so
+    `nnUNetv2_predict` works as it is; NNUNET_EXT_SUPPORT replaces them. One labelled case is enough to train.
+
+    The authors publish no training code; optimiser, schedule and mixture of episodes are this project's.
+    """
+
+    dataset_class: Any
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        require_2d(PlansManager(plans), configuration)
+        if os.environ.get("NNUNET_EXT_SUPPORT", "").strip():
+            raise TrainingError("NNUNET_EXT_SUPPORT is for prediction; unset it to train and validate")
+        plans = _with_whole_slices(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.support_size = whole_number("NNUNET_EXT_SUPPORT_SIZE", os.environ) or 16
+        self.tasks = tasks_of(self.label_manager, dataset_json)
+        self._pools: tuple[Pool, Pool] | None = None
+        self._split: tuple[list[str], list[str]] | None = None
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        arguments = network_arguments("universeg", configuration_manager)
+        return FewShotNetwork(num_input_channels, num_output_channels, **arguments)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Adam at 1e-4 for the published width, 1e-3 for narrow networks, with nnU-Net's polynomial decay."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        widest = max(parameter.shape[0] for parameter in trained)
+        self.initial_lr = self.settings.learning_rate or (1e-4 if widest >= 64 else 1e-3)
+        self.weight_decay = 0.0
+        optimizer = torch.optim.Adam(trained, self.initial_lr)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _build_loss(self) -> Any:
+        return episode_loss
+
+    def _get_deep_supervision_scales(self) -> None:
+        return None
+
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def do_split(self):
+        """nnU-Net's folds; with fewer than five cases, one fold per case, written as nnU-Net would read them."""
+        if self._split is not None:
+            return self._split
+        path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        cases = sorted(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+        if self.fold != "all" and not path.is_file() and len(cases) < 5:
+            folds = [{"train": [c for c in cases if c != case] or cases, "val": [case]} for case in cases]
+            write_json(path, folds)
+            self.print_to_log_file(
+                f"nnU-Net's five folds need 5 cases and there are {len(cases)}: wrote {len(folds)} folds, each leaving "
+                f"one case out, to {path}"
+            )
+        train, validation = super().do_split()
+        if not train:
+            self.fail(f"fold {self.fold} has no training case; {path} has {len(read_json(path))} folds")
+        self._split = train, validation
+        return self._split
+
+    @property
+    def _validates_on_nothing(self) -> bool:
+        """With one case in all, nothing is left to validate on."""
+        return len({case for part in self.do_split() for case in part}) == 1
+
+    def get_dataloaders(self) -> tuple[Episodes, Episodes]:
+        own, validation = self._read_pools()
+        others = self._read_other_pools()
+        self.bare_network().set_support(self._choose_stored(own), self.support_size)
+        rank_and_epoch = 1_000_003 * self.local_rank + self.current_epoch
+        common = {"batch_size": self.batch_size, "device": self.device}
+        pools = [own, *others]
+        sources = ", ".join(f"{len(pool)} slices of {len(pool.case_names)} cases" for pool in pools)
+        self.print_to_log_file(f"episodes from {sources}; tasks {', '.join(task.name for task in own.tasks)}")
+        try:
+            training = Episodes(
+                pools,
+                pools,
+                support_sizes=(1, self.support_size),
+                chances=Chances() if others else GENTLE,
+                mixture=Mixture(),
+                seed=12345 + rank_and_epoch,
+                **common,
+            )
+            # Fixed in size and made as predictions are, so that epochs can be compared.
+            checking = Episodes(
+                [validation],
+                [own],
+                support_sizes=(self.support_size, self.support_size),
+                chances=None,
+                mixture=Mixture(synthetic=0, similar=1),
+                seed=54321 + rank_and_epoch,
+                **common,
+            )
+        except ValueError as error:
+            self.fail(f"{self.plans_manager.dataset_name}, fold {self.fold}: {error}")
+        return training, checking
+
+    def _read_pools(self) -> tuple[Pool, Pool]:
+        """Slices of the training and of the validation cases, in one window."""
+        if self._pools is None:
+            folder = Path(self.preprocessed_dataset_folder)
+            train, validation = self.do_split()
+            size, side = self.bare_network().image_size, self.configuration_manager.patch_size[0]
+            common = {"ignore_label": self.label_manager.ignore_label, "report": self.print_to_log_file}
+            try:
+                own = read_pool(nnunet_dataset(folder, train), self.tasks, size, side, **common)
+                if set(validation) == set(train):
+                    self._pools = own, own
+                else:
+                    dataset = nnunet_dataset(folder, validation)
+                    self._pools = own, read_pool(dataset, self.tasks, size, side, window=own.window, **common)
+            except UserError as error:
+                self.fail(str(error))
+        assert self._pools is not None
+        return self._pools
+
+    def _read_other_pools(self) -> list[Pool]:
+        """One pool per data set that NNUNET_EXT_EPISODE_DATASETS names, all its cases."""
+        size = self.bare_network().image_size
+        pools = []
+        for name in os.environ.get("NNUNET_EXT_EPISODE_DATASETS", "").replace(",", " ").split():
+            try:
+                folder = preprocessed_folder(name)
+                if folder.name == self.plans_manager.dataset_name:
+                    raise UserError(f"{folder.name} is trained on already; name other data sets")
+                plans = PlansManager(str(folder / "nnUNetPlans.json"))
+                dataset_json = read_json(folder / "dataset.json")
+                dataset = nnunet_dataset(folder / plans.get_configuration("2d").data_identifier)
+                labels = plans.get_label_manager(dataset_json)
+                tasks, ignore = tasks_of(labels, dataset_json), labels.ignore_label
+                side = largest_side(dataset)
+                pools.append(read_pool(dataset, tasks, size, side, ignore_label=ignore, report=self.print_to_log_file))
+            except (UserError, FileNotFoundError, RuntimeError) as error:
+                self.fail(f"NNUNET_EXT_EPISODE_DATASETS, data set {name}: {error}")
+        return pools
+
+    def _choose_stored(self, pool: Pool) -> Pool:
+        """The slices that support predictions: spread over the cases, with and without each label."""
+        rng = np.random.default_rng(0)
+        chosen: set[int] = set()
+        for task in range(len(pool.tasks)):
+            for with_label in (True, False):
+                chosen.update(pool.draw(task, _STORED_PER_TASK, rng, with_label=with_label).tolist())
+        return pool.subset(np.array(sorted(chosen)))
+
+    # Steps -----------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch) -> dict:  # type: ignore[override]
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.network(batch.target, batch.support_images, batch.support_labels)
+        loss = self.loss(logits.float(), batch.target_label)
+        self.step(loss, {"keys": batch.keys}, max_norm=5.0)
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def validation_step(self, batch: Batch) -> dict:  # type: ignore[override]
+        with self.autocast():
+            logits = self.network(batch.target, batch.support_images, batch.support_labels)
+        loss = self.loss(logits.float(), batch.target_label)
+        counts = np.zeros((3, len(self.tasks)))
+        found, true = (logits > 0).cpu().numpy(), (batch.target_label > 0.5).cpu().numpy()
+        for task, f, t in zip(batch.tasks, found, true, strict=True):
+            counts[:, task] += (f & t).sum(), (f & ~t).sum(), (~f & t).sum()
+        names = ("tp_hard", "fp_hard", "fn_hard")
+        return {"loss": loss.cpu().numpy(), **dict(zip(names, counts, strict=True))}
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing: UniverSeg has one output."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation with supports from other cases only, then Dice against support size."""
+        if self._validates_on_nothing:
+            self.print_to_log_file("one labelled case in all: it supports every prediction, so nothing is validated")
+            return
+        network = self.bare_network()
+        dataset_class = self.dataset_class
+        self.dataset_class = _WatchedDatasets(dataset_class, network.exclude_case)
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.dataset_class = dataset_class
+            network.exclude_case(None)
+        if self.local_rank == 0:
+            self._write_support_curve(network)
+
+    def _write_support_curve(self, network: FewShotNetwork) -> None:
+        supports, validation = self._read_pools()[0], self.do_split()[1]
+        folder = Path(self.preprocessed_dataset_folder)
+        queries = read_pool(
+            nnunet_dataset(folder, _cases_for(self.dataset_class, folder, validation)),
+            self.tasks,
+            network.image_size,
+            supports.side,
+            window=supports.window,
+            ignore_label=self.label_manager.ignore_label,
+            every_slice=True,
+        )
+        with self.autocast():
+            rows = support_curve(network.core, queries, supports, device=self.device)
+        write_curve(rows, Path(self.output_folder), self.plans_manager.dataset_name)
+        for row in rows:
+            self.print_to_log_file(f"support size {row.support_size}: {row.label} Dice {row.dice_mean:.4f}")
+
+
+class _WatchedDatasets:
+    """nnU-Net's data set class, which tells what case it is about to read."""
+
+    def __init__(self, dataset_class, on_load):
+        self._dataset_class, self._on_load = dataset_class, on_load
+
+    def __call__(self, *args, **kwargs):
+        dataset = self._dataset_class(*args, **kwargs)
+        load_case = dataset.load_case
+
+        def watched(identifier):
+            self._on_load(identifier)
+            return load_case(identifier)
+
+        dataset.load_case = watched
+        return dataset
+
+    def __getattr__(self, name):
+        return getattr(self._dataset_class, name)
+
+
+def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy plus soft Dice, each query on its own: (B, 1, s, s) and soft labels -> scalar."""
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    probability = logits.sigmoid()
+    overlap, total = (probability * labels).sum((1, 2, 3)), (probability + labels).sum((1, 2, 3))
+    return cross_entropy + (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def tasks_of(labels: LabelManager, dataset_json: dict) -> tuple[Task, ...]:
+    """One task per output of the network but background: labels by value, or regions in their order."""
+    named = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    if labels.has_regions:
+        return tuple(
+            Task(name, tuple(value) if isinstance(value, (list, tuple)) else (int(value),))
+            for name, value in named.items()
+        )
+    return tuple(Task(name, (int(value),)) for name, value in sorted(named.items(), key=lambda item: item[1]))
+
+
+def require_2d(plans_manager: PlansManager, configuration: str) -> None:
+    """Refuse a configuration for volumes.
+
+    Raises:
+        TrainingError: saying that 3D data are segmented slice by slice in 2d.
+    """
+    if len(plans_manager.get_configuration(configuration).patch_size) != 2:
+        raise TrainingError(
+            f"UniverSeg segments slices and configuration {configuration!r} of {plans_manager.dataset_name} has "
+            "patches of three axes; choose 2d, which takes volumes slice by slice"
+        )
+
+
+def _with_whole_slices(plans: dict, configuration: str) -> dict:
+    """Plans whose patch covers every slice of the data set: supports and queries must show the same field of view."""
+    manager = PlansManager(plans)
+    settings = manager.get_configuration(configuration)
+    plans = copy.deepcopy(plans)
+    own = plans["configurations"][configuration]
+    if nnUNet_preprocessed.is_set():
+        folder = Path(str(nnUNet_preprocessed), manager.dataset_name, settings.data_identifier)
+        try:
+            side = largest_side(nnunet_dataset(folder))
+        except UserError as error:
+            raise TrainingError(str(error)) from None
+        own["patch_size"] = [side, side]
+    if settings.network_arch_class_name != NETWORKS["universeg"]:
+        own["batch_size"] = min(settings.batch_size, BATCH_SIZES["universeg"])
+    return plans
+
+
+def _cases_for(dataset_class: Any, folder: Path, cases: list[str]) -> list[str]:
+    """As many of the cases as have `_CURVE_SLICES` slices together, at least one."""
+    dataset = dataset_class(str(folder), cases)
+    chosen: list[str] = []
+    slices = 0
+    for case in sorted(cases):
+        slices += dataset.load_case(case)[0].shape[1]
+        if chosen and slices > _CURVE_SLICES:
+            break
+        chosen.append(case)
+    return chosen
