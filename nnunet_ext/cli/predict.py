@@ -1,0 +1,145 @@
+"""Predict a folder of images with any trained nnU-Net model, stock trainers included: nnUNetv2_predict, faster on CPUs.
+
+Options and results are those of nnUNetv2_predict; labels are equal except where two classes have equal scores. What
+is added: --precision bf16 (processors with bf16 units take half the time or less), progress with the time left, files
+that are whole or absent, a damaged image does not stop the others, and --continue_prediction looks into the files.
+
+example:
+  nnunet_ext predict -d 4 -i IN -o OUT -c 3d_fullres -tr nnUNetTrainerSegMamba -f 0 -device cpu --precision bf16
+
+Exit status: 0 all cases predicted, 1 some could not be (each is named), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from nnunet_ext.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="images, named NAME_0000.ENDING")
+    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="label maps go here")
+    parser.add_argument("-d", metavar="DATASET", help="name or number of the data set the model was trained on")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (%(default)s)")
+    parser.add_argument("-tr", default="nnUNetTrainer", metavar="TRAINER", help="trainer (%(default)s)")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="such as 3d_fullres")
+    parser.add_argument("-m", type=Path, metavar="FOLDER", help="the model's folder instead of -d, -p, -tr and -c")
+    parser.add_argument("-f", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="folds (%(default)s)")
+    parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (%(default)s)")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
+    parser.add_argument("--save_probabilities", action="store_true", help="also write .npz and .pkl for ensembles")
+    parser.add_argument("--continue_prediction", action="store_true", help="keep results that are whole and fit")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint (%(default)s)")
+    parser.add_argument("-npp", type=int, default=3, metavar="N", help="cases prepared and written at a time, at most")
+    parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="label maps of the first stage")
+    parser.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the cases among N commands")
+    parser.add_argument("-part_id", type=int, default=0, metavar="K", help="which of them this is, from 0")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: nnU-Net's, fp16 on cuda")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="one line per case only")
+    parser.add_argument("--not_on_device", action="store_true", help="results in main memory, for large cases on cuda")
+    parser.add_argument("--verbose", action="store_true", help="what nnU-Net has to say")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problem = _problem(arguments)
+    if problem:
+        print(f"nnunet_ext predict: {problem}", file=sys.stderr)
+        return 2
+    import torch
+    from tqdm import tqdm
+
+    from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("-device cuda: no usable GPU here; give -device cpu")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores)
+    folder, folds = _model_folder(arguments), [fold if fold == "all" else int(fold) for fold in arguments.f]
+    predictor = FolderPredictor(
+        precision=arguments.precision,
+        tile_step_size=arguments.step_size,
+        use_mirroring=not arguments.disable_tta,
+        perform_everything_on_device=arguments.device == "cuda" and not arguments.not_on_device,
+        device=torch.device(arguments.device),
+        verbose=arguments.verbose,
+        allow_tqdm=False,
+    )
+    predictor.initialize_from_trained_model_folder(str(folder), folds, arguments.chk)
+    previous = predictor.configuration_manager.previous_stage_name
+    if previous and arguments.prev_stage_predictions is None:
+        raise UserError(f"this is the second stage of a cascade; give -prev_stage_predictions of {previous}")
+    channels = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
+    ending = predictor.dataset_json["file_ending"]
+    cases = cases_of(arguments.i, arguments.o, ending, channels, arguments.prev_stage_predictions)
+    cases = cases[arguments.part_id :: arguments.num_parts]
+    arguments.o.mkdir(parents=True, exist_ok=True)
+    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    write_arguments(predictor, arguments.o, shown)
+    if arguments.continue_prediction:
+        left = [case for case in cases if not is_complete(case, arguments.save_probabilities)]
+        print(f"{len(cases) - len(left)} of {len(cases)} cases are there already", file=sys.stderr)
+        cases = left
+    failures = []
+    # A single case has nothing to count but its windows.
+    predictor.allow_tqdm = len(cases) == 1 and not arguments.disable_progress_bar
+    results = predictor.predict_folder(
+        cases, threads=min(arguments.npp, cores), save_probabilities=arguments.save_probabilities
+    )
+    with tqdm(total=len(cases), unit="case", disable=arguments.disable_progress_bar or len(cases) < 2) as bar:
+        for done in results:
+            bar.update()
+            if done.failure:
+                failures.append(done)
+                bar.write(f"{done.case.name}: {done.failure}", file=sys.stderr)
+            elif arguments.disable_progress_bar:
+                print(f"{done.case.output}  {done.seconds:.1f} s", file=sys.stderr)
+    if failures:
+        names = ", ".join(done.case.name for done in failures)
+        raise UserError(f"{len(failures)} of {len(cases)} cases could not be predicted: {names}")
+    return 0
+
+
+def _problem(arguments: argparse.Namespace) -> str | None:
+    """What is wrong with the options, in one line."""
+    if arguments.m is None and not (arguments.d and arguments.c):
+        return "give -d and -c (and -tr, -p), or the model's folder with -m"
+    if not 0 <= arguments.part_id < arguments.num_parts:
+        return f"-part_id {arguments.part_id} must be from 0 to {arguments.num_parts - 1} (-num_parts - 1)"
+    if not 0 < arguments.step_size <= 1:
+        return f"-step_size {arguments.step_size} must be above 0 and at most 1"
+    if any(fold != "all" and not fold.isdecimal() for fold in arguments.f):
+        return f"-f {' '.join(arguments.f)} must be numbers or all"
+    return None
+
+
+def _model_folder(arguments: argparse.Namespace) -> Path:
+    """The folder of the trained model, with the checkpoint of every fold.
+
+    Raises:
+        UserError: something is missing.
+    """
+    if arguments.m is not None:
+        folder = arguments.m
+    else:
+        from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+        if not os.environ.get("nnUNet_results"):
+            raise UserError("nnUNet_results is not set; export it, or give the model's folder with -m")
+        try:
+            folder = Path(get_output_folder(arguments.d, arguments.tr, arguments.p, arguments.c))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"-d {arguments.d}: {str(error).splitlines()[0]}") from None
+    if not (folder / "plans.json").is_file():
+        raise UserError(f"{folder} is no trained model (it has no plans.json); check -d, -tr, -p and -c")
+    for fold in arguments.f:
+        checkpoint = folder / f"fold_{fold}" / arguments.chk
+        if not checkpoint.is_file():
+            there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{arguments.chk}"))
+            raise UserError(f"{checkpoint} does not exist; folds with {arguments.chk}: {' '.join(there) or 'none'}")
+    return folder

@@ -1,0 +1,188 @@
+"""`nnunet_ext predict` writes what nnU-Net would, and loses no case to another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ext.cli.main import main
+from nnunet_ext.data.phantoms import make_dataset
+
+UNET = {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [1, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}
+
+
+def resampling(what: str, order: int) -> dict:
+    return {
+        f"resampling_fn_{what}": "resample_data_or_seg_to_shape",
+        f"resampling_fn_{what}_kwargs": {
+            "is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An untrained network in the folder of a trained one, and three images."""
+    base = tmp_path_factory.mktemp("model")
+    raw = make_dataset(base / "Dataset990_Phantoms", num_training=1, num_test=3)
+    dataset = json.loads((raw / "dataset.json").read_text())
+    configuration = {
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [16, 32, 32],
+        "spacing": [5.0, 2.2, 2.2],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "architecture": UNET,
+        **resampling("data", 3),
+        **resampling("seg", 1),
+        **resampling("probabilities", 1),
+    }
+    plans = {
+        "dataset_name": raw.name,
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": {}},
+    }
+    model = base / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    torch.manual_seed(0)
+    manager = PlansManager(plans)
+    heads = manager.get_label_manager(dataset).num_segmentation_heads
+    network = nnUNetTrainer.build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, heads, enable_deep_supervision=False
+    )
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "3d_fullres"},
+        "inference_allowed_mirroring_axes": (0, 2),
+    }
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    return model, raw / "imagesTs"
+
+
+def predict(model, images, output, *more):
+    return main(["predict", "-m", str(model), "-i", str(images), "-o", str(output), "-f", "0", "-device", "cpu", *more])
+
+
+def arrays(folder):
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+@pytest.fixture(scope="module")
+def expected(trained, tmp_path_factory):
+    """What nnU-Net's own predictor writes."""
+    model, images = trained
+    folder = tmp_path_factory.mktemp("nnunet")
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    predictor.predict_from_files_sequential(str(images), str(folder))
+    return arrays(folder)
+
+
+def test_labels_and_geometry_are_nnunets(trained, expected, tmp_path):
+    model, images = trained
+    assert predict(model, images, tmp_path) == 0
+    found = arrays(tmp_path)
+    assert found.keys() == expected.keys() and len(found) == 3
+    for name, labels in found.items():
+        assert labels.dtype == expected[name].dtype and len(np.unique(labels)) > 1
+        assert (labels != expected[name]).mean() < 2e-3  # an untrained network's classes lie close together
+        image = sitk.ReadImage(str(images / name.replace(".nii.gz", "_0000.nii.gz")))
+        written = sitk.ReadImage(str(tmp_path / name))
+        assert written.GetOrigin() == pytest.approx(image.GetOrigin())
+        assert written.GetDirection() == pytest.approx(image.GetDirection())
+    assert {"dataset.json", "plans.json", "predict_from_raw_data_args.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_bf16_is_close_and_probabilities_are_written(trained, expected, tmp_path):
+    model, images = trained
+    assert predict(model, images, tmp_path, "--precision", "bf16", "--save_probabilities") == 0
+    for name, labels in arrays(tmp_path).items():
+        assert 0 < (labels != expected[name]).mean() < 0.1
+        probabilities = np.load(tmp_path / name.replace(".nii.gz", ".npz"))["probabilities"]
+        assert (probabilities.argmax(0) == labels).mean() > 0.999
+
+
+def test_a_damaged_image_costs_only_itself_and_continuing_repairs(trained, tmp_path, capsys):
+    model, images = trained
+    copied, output = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, copied)
+    first = sorted(copied.iterdir())[0]
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    assert predict(model, copied, output) == 1
+    error = capsys.readouterr().err
+    assert f"{first} is cut short" in error and "1 of 3 cases could not be predicted" in error
+    assert len(arrays(output)) == 2
+    # A result cut short by a full disk counts as missing, one that is whole stays.
+    first.write_bytes(whole)
+    done, cut = sorted(output.glob("*.nii.gz"))
+    untouched = done.stat().st_mtime_ns
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert predict(model, copied, output, "--continue_prediction") == 0
+    assert "1 of 3 cases are there already" in capsys.readouterr().err
+    assert len(arrays(output)) == 3 and done.stat().st_mtime_ns == untouched
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["-f", "1"], 1, "folds with checkpoint_final.pth: 0"),
+        (["-step_size", "0"], 2, "-step_size 0.0 must be above 0"),
+        (["-part_id", "2", "-num_parts", "2"], 2, "-part_id 2 must be from 0 to 1"),
+        (["--precision", "fp16"], 1, "fp16 needs a CUDA device"),
+        (["-i", "nowhere"], 1, "-i nowhere is no folder"),
+    ],
+)
+def test_wrong_options(trained, tmp_path, capsys, options, status, message):
+    model, images = trained
+    assert predict(model, images, tmp_path, *options) == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_channel_is_named(trained, tmp_path, capsys):
+    model, images = trained
+    copied = tmp_path / "images"
+    shutil.copytree(images, copied)
+    path = sorted(copied.iterdir())[0]
+    path.rename(path.with_name(path.name.replace("_0000", "_0001")))
+    assert predict(model, copied, tmp_path / "out") == 1
+    assert f"lacks {path.name}" in capsys.readouterr().err
