@@ -48,7 +48,9 @@ def table(status: Status) -> str:
     rows = [("trainer", "plans", "fold", "state", "epoch", "EMA Dice", "left", "job")]
     for task in status.tasks:
         progress = task.progress
-        left = progress.seconds_left if task.state in ("running", "pending") else None
+        left = "-"
+        if task.state in ("running", "pending") and progress.seconds_left is not None:
+            left = "validates" if progress.trained else duration(progress.seconds_left)
         rows.append(
             (
                 task.run.trainer,
@@ -57,7 +59,7 @@ def table(status: Status) -> str:
                 task.state + (f" ({task.detail})" if task.state == "pending" and task.detail else ""),
                 "-" if progress.total is None else f"{progress.epochs}/{progress.total}",
                 "-" if progress.ema_dice is None else f"{progress.ema_dice:.3f}",
-                "-" if left is None else duration(left),
+                left,
                 task.job or "-",
             )
         )

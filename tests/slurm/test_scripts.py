@@ -57,7 +57,7 @@ def variant(scheduler: str) -> Pipeline:
 def test_scripts_are_these(scheduler):
     written = files(variant(scheduler))
     names = [name for name in written if name.endswith(".sh")]
-    if os.environ.get("NNUNET_EXT_WRITE_GOLDEN"):
+    if os.environ.get("WRITE_GOLDEN"):
         for name in names:
             (GOLDEN / scheduler).mkdir(exist_ok=True)
             (GOLDEN / scheduler / name).write_text(written[name])
