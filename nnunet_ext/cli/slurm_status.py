@@ -34,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(json_text(_facts(status)), end="")
     else:
         print(table(status))
-        for part in (*status.tasks, *status.steps):
+        for part in status.parts:
             if part.state == "failed":
                 print(_failure(part))
-    broken = any(part.state in ("failed", "stopped") for part in (*status.tasks, *status.steps))
+    broken = any(part.state in ("failed", "stopped") for part in status.parts)
     if broken:
         print(f"next: {_next(status)}", file=sys.stderr)
     return 1 if broken else 0

@@ -70,15 +70,14 @@ class Status:
     steps: tuple[Step, ...]
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return all(task.state == "finished" for task in self.tasks) and all(s.state == "finished" for s in self.steps)
+    def parts(self) -> list[Task | Step]:
+        """Folds and other steps together."""
+        return [*self.tasks, *self.steps]
 
     @property
-    def active(self) -> bool:
-        """Whether anything is in the queue."""
-        states = [task.state for task in self.tasks] + [step.state for step in self.steps]
-        return "running" in states or "pending" in states
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(part.state == "finished" for part in self.parts)
 
 
 def read_status(pipeline: Pipeline) -> Status:
