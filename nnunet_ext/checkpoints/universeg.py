@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from nnunet_ext.architectures.universeg import UniverSeg
+from nnunet_ext.checkpoints.load import load_strict
+from nnunet_ext.checkpoints.unetrpp import Transfer
 
 _Blocks = Sequence[int | Sequence[int]]
 
@@ -18,6 +20,30 @@ _Blocks = Sequence[int | Sequence[int]]
 def build(*, encoder_blocks: _Blocks = (64, 64, 64, 64), decoder_blocks: _Blocks | None = None) -> UniverSeg:
     """The official network; the defaults are those of the published weights."""
     return UniverSeg(encoder_blocks, decoder_blocks)
+
+
+def transfer(model: UniverSeg, weights: Mapping[str, Tensor]) -> Transfer:
+    """Start a network from the official weights, or from those of a checkpoint of this project.
+
+    Args:
+        model: the network to fill, in place; it must have the widths of the weights.
+        weights: see `read_checkpoint`.
+
+    Returns:
+        What was copied: all of it.
+
+    Raises:
+        ValueError: names or widths differ; nothing is changed then.
+    """
+    kept = core_weights(weights)
+    load_strict(model, kept)
+    return Transfer(tuple(kept), (), ())
+
+
+def core_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own weights: a checkpoint of `FewShotNetwork` has them under `core.`, beside its support set."""
+    own = {key.removeprefix("core."): value for key, value in weights.items() if key.startswith("core.")}
+    return own or dict(weights)
 
 
 def sizes(state_dict: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:

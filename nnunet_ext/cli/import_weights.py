@@ -7,6 +7,7 @@ examples:
   nnunet_ext import-weights --model unetrpp -i model_final_checkpoint.model --weights-patch 64 128 128 -d 4 -o start.pth
   nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerUNETRPP -pretrained_weights start.pth
   nnunet_ext import-weights --model sam_med3d -i sam_med3d_turbo.pth -d 4 -p nnUNetSAMMed3DPlans -o start.pth
+  nnunet_ext import-weights --model universeg -i universeg_v1_nf64_ss64_STA.pt -d 4 -o start.pth
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nnunet_ext.errors import UserError
 MODELS = {
     "sam_med3d": ("nnunet_ext.trainers.sam_med3d", "nnUNetTrainerSAMMed3D"),
     "unetrpp": ("nnunet_ext.trainers.unetrpp", "nnUNetTrainerUNETRPP"),
+    "universeg": ("nnunet_ext.trainers.universeg", "nnUNetTrainerUniverSeg"),
 }
 
 
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights-patch", nargs=3, type=int, metavar="N", help="unetrpp: patch the weights were trained on"
     )
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
-    parser.add_argument("-c", "--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("-c", "--configuration", help="default: 3d_fullres, for universeg 2d")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="default: %(default)s")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
 
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    arguments.configuration = arguments.configuration or ("2d" if arguments.model == "universeg" else "3d_fullres")
     from nnunet_ext.checkpoints import read_checkpoint
     from nnunet_ext.plans.write import preprocessed_folder
 
@@ -81,6 +84,10 @@ def _transfer(arguments: argparse.Namespace, model, weights):
         from nnunet_ext.checkpoints import sam_med3d
 
         return sam_med3d.transfer(model, weights)
+    if arguments.model == "universeg":
+        from nnunet_ext.checkpoints import universeg
+
+        return universeg.transfer(model.core, weights)
     from nnunet_ext.checkpoints import unetrpp
 
     return unetrpp.transfer(model, weights, patch_size=arguments.weights_patch)
@@ -97,7 +104,8 @@ def _planned_network(name: str, folder: Path, plans: str, configuration: str):
     manager = PlansManager(str(folder / f"{plans}.json"))
     if configuration not in manager.available_configurations:
         raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(manager.available_configurations)}")
-    module.require_3d(manager, configuration)
+    check = module.require_2d if name == "universeg" else module.require_3d
+    check(manager, configuration)
     dataset_json = read_json(folder / "dataset.json")
     planned = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, planned, dataset_json)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nnunet_ext.architectures.universeg import UniverSeg
 from nnunet_ext.checkpoints import build_from_official, read_checkpoint
-from nnunet_ext.checkpoints.universeg import sizes
+from nnunet_ext.checkpoints.universeg import core_weights, sizes
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_path
-from nnunet_ext.inference.few_shot import BUFFERS, mean_logits, segment
+from nnunet_ext.inference.few_shot import mean_logits, segment
 from nnunet_ext.support import draw
 from nnunet_ext.support.pool import Pool, Task, to_uint8
 from nnunet_ext.support.view import from_view, to_view
@@ -68,7 +68,7 @@ def load_network(path: Path) -> tuple[UniverSeg, int | None]:
     """
     weights = read_checkpoint(path)
     size = weights["support_images"].shape[-1] if "support_images" in weights else None
-    kept = {k.removeprefix("core."): v for k, v in weights.items() if k not in (*BUFFERS, "default_size")}
+    kept = core_weights(weights)
     try:
         return build_from_official("universeg", kept, **sizes(kept)), size  # type: ignore[return-value]
     except ValueError as error:

@@ -30,7 +30,7 @@ from nnunet_ext.trainers._base import SharedTrainer
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
 _STORED_PER_TASK = 64
 # Slices on which Dice against support size is measured.
-_CURVE_SLICES = 256
+_CURVE_SLICES = 128
 
 
 class nnUNetTrainerUniverSeg(SharedTrainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,39 @@ def test_mistakes_are_named_with_the_file(what, message, weights, capsys):
 def test_options_that_would_do_nothing_are_refused(options, weights, capsys):
     assert main(command(weights, *options)) == 2
     assert "--ensemble" in capsys.readouterr().err
+
+
+def test_published_weights_start_a_training(tmp_path, monkeypatch, capsys):
+    from nnunet_ext.inference.few_shot import FewShotNetwork
+
+    folder = tmp_path / "Dataset007_Toy"
+    folder.mkdir()
+    architecture = {
+        "network_class_name": "nnunet_ext.inference.few_shot.FewShotNetwork",
+        "arch_kwargs": {"encoder_blocks": [2, 3], "image_size": 16},
+        "_kw_requires_import": [],
+    }
+    configuration = {
+        "data_identifier": "toy", "patch_size": [16, 16], "batch_size": 2, "architecture": architecture,
+        "spacing": [1, 1],
+    }  # fmt: skip
+    plans = {"dataset_name": folder.name, "plans_name": "toy", "configurations": {"2d": configuration}}
+    (folder / "toy.json").write_text(json.dumps({**plans, "label_manager": "LabelManager"}))
+    labels = {"background": 0, "a": 1, "b": 2}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "MRI"}}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    torch.manual_seed(0)
+    official = UniverSeg([2, 3])
+    torch.save(official.state_dict(), tmp_path / "v1.pt")
+    start = tmp_path / "start.pth"
+    words = ["import-weights", "--model", "universeg", "-i", str(tmp_path / "v1.pt"), "-d", "7", "-p", "toy"]
+    assert main([*words, "-o", str(start)]) == 0
+    assert "20 tensors copied, 0 resized, 0 left" in (said := capsys.readouterr().err)
+    assert f"nnUNetv2_train 7 2d 0 -p toy -tr nnUNetTrainerUniverSeg -pretrained_weights {start}" in said
+    # nnU-Net's own loader asks for every key and shape of the network it has just built.
+    network = FewShotNetwork(1, 3, **architecture["arch_kwargs"])
+    network.load_state_dict(torch.load(start, weights_only=True)["network_weights"])
+    assert all(torch.equal(v, official.state_dict()[k]) for k, v in network.core.state_dict().items())
+    torch.save(UniverSeg([4, 3]).state_dict(), tmp_path / "v1.pt")
+    assert main([*words, "-o", str(start)]) == 1
+    assert "weights do not fit UniverSeg" in capsys.readouterr().err
