@@ -54,7 +54,7 @@ class Run:
 RUNS = {
     "hippocampus": Run("Dataset004_Hippocampus", 6, 100, 4),
     # The in-plane half of nnU-Net's patch: the network's cube would see twice as coarse otherwise.
-    "scd-lv": Run("Dataset905_SCDLV", 4, 100, 4, (12, 128, 128)),
+    "scd-lv": Run("Dataset905_SCDLV", 2, 100, 2, (12, 128, 128)),
 }
 
 
@@ -110,7 +110,7 @@ def train(run: Run, data: Path, work: Path) -> Path:
     command("nnunet_ext", "plan", "-d", run.number, "--model", "sam_med3d", *options)
     os.environ.update(NNUNET_EXT_EPOCHS=str(run.epochs), NNUNET_EXT_ITERATIONS=str(run.iterations))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command("nnUNetv2_train", run.number, "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu")
+    command("nnUNetv2_train", run.number, "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu", "--c")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # All of the command: start, augmentation, training, both validations.

@@ -13,7 +13,7 @@ import torch
 from nnunet_ext.evaluation.metrics import surface_metrics
 from nnunet_ext.evaluation.surface import surface_distances
 from nnunet_ext.inference.promptable import PromptableSAMMed3D
-from nnunet_ext.inference.prompted_object import PreparedVolume, PromptedObject
+from nnunet_ext.inference.prompted_object import OUTSIDE, PreparedVolume, PromptedObject
 from nnunet_ext.prompts.rounds import interact
 from nnunet_ext.prompts.simulate import User, centre_clicks, uniform_clicks
 from nnunet_ext.prompts.types import Points
@@ -58,6 +58,7 @@ def click_through(
     user: User,
     clicks: Sequence[int] = CLICKS,
     nsd_tolerance_mm: float = 1.0,
+    ignored: np.ndarray | None = None,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Dice and NSD of one object after each number of clicks.
 
@@ -68,12 +69,16 @@ def click_through(
         user: who clicks.
         clicks: numbers of clicks to score at, ascending.
         nsd_tolerance_mm: tolerance of NSD.
+        ignored: bool (*grid), voxels of the ignore label: neither clicked on nor scored.
     """
     found = PromptedObject(network, volume)
 
     def step(points: Points, number: int) -> torch.Tensor:
         found.click(points.index[0, -1].tolist(), bool(points.labels[0, -1]))
-        return found.logits()[None]
+        logits = found.logits()
+        if ignored is not None:
+            logits[torch.from_numpy(ignored)] = OUTSIDE
+        return logits[None]
 
     truth = torch.from_numpy(reference)[None]
     dice, nsd = [], []

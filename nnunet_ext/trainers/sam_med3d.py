@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -116,14 +117,16 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
                 torch.from_numpy(data[:]).float(), tuple(configuration.patch_size), tuple(configuration.spacing)
             )
             segmentation = segmentation[0][:] if segmentation.ndim == 4 else segmentation[:]
+            ignore = self.label_manager.ignore_label
+            ignored = None if ignore is None else segmentation == ignore
             for target, labels in self._targets().items():
-                reference = (segmentation[..., None] == torch.tensor(labels).numpy()).any(-1)
+                reference = np.isin(segmentation, labels)
                 if not reference.any():
                     continue
                 for user in USERS:
                     clicker = make_user(user, volume.spacing_mm, seed=number)
                     with self.autocast():
-                        dice, nsd = click_through(network, volume, reference, clicker)
+                        dice, nsd = click_through(network, volume, reference, clicker, ignored=ignored)
                     scores.append(PromptedScore(case, target, user, dice, nsd))
             self.print_to_log_file(f"clicked through {case}", also_print_to_console=False)
         return scores

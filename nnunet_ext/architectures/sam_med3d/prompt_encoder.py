@@ -24,8 +24,9 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, position: Tensor) -> Tensor:
         """Features (..., 3 * features) of positions (..., 3) in 0..1."""
-        angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
-        return torch.cat([angle.sin(), angle.cos(), angle.sin()], -1)
+        with torch.autocast(position.device.type, enabled=False):  # half precision would move points by voxels
+            angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
+            return torch.cat([angle.sin(), angle.cos(), angle.sin()], -1)
 
     def grid(self, size: int) -> Tensor:
         """Features of the centres of a cube of `size` cells per axis, (1, 3 * features, size, size, size)."""
