@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
-    parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of each training (default: 120)")
+    parser.add_argument("--seconds", type=float, default=70, help="CPU seconds of each training (default: 70)")
     parser.add_argument("--tested", type=int, default=6, help="Hippocampus cases to validate on (default: 6)")
     parser.add_argument("--images", type=int, default=40, help="HC18 images to test on (default: 40)")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # the command calling itself, see train
@@ -115,8 +115,9 @@ def prepare(arguments: argparse.Namespace) -> None:
         split = {"train": sorted(drawn[:labelled]), "val": sorted(drawn[labelled : labelled + tested])}
         write_json(preprocessed / dataset / "splits_final.json", [split])
     size = ("--model", "universeg", "--size", "tiny", "-c", "2d", "--batch-size", "4")
-    for number, name in (("4", "fewUniverSeg"), ("4", "transfer"), ("956", "fewUniverSeg")):
-        command("nnunet_ext", "plan", "-d", number, *size, "-o", name)
+    for dataset, name in ((HIPPOCAMPUS, "fewUniverSeg"), (HIPPOCAMPUS, "transfer"), (HC18, "fewUniverSeg")):
+        if not (preprocessed / dataset / f"{name}.json").is_file():
+            command("nnunet_ext", "plan", "-d", dataset, *size, "-o", name)
     # nnU-Net's own batch, made for a GPU, would leave no time for more than a few steps.
     plans = read_json(preprocessed / HIPPOCAMPUS / "nnUNetPlans.json")
     plans["plans_name"] = "fewNnUNet"
@@ -130,6 +131,7 @@ def train(arguments: argparse.Namespace, dataset: str, trainer: str, plans: str,
     record = folder / "fewshot.json"
     if not record.is_file():
         job = {"dataset": dataset, "trainer": trainer, "plans": plans, "seconds": arguments.seconds}
+        job["validate"] = not others  # the transferred network is tested on other data
         words = [sys.executable, __file__, "--data", str(arguments.data), "--work", str(arguments.work)]
         print(f"training {trainer} on {dataset} ({plans})", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +145,7 @@ def train(arguments: argparse.Namespace, dataset: str, trainer: str, plans: str,
     return {**read_json(record), "folder": folder, "others": others}
 
 
-def child(dataset: str, trainer: str, plans: str, seconds: float) -> None:
+def child(dataset: str, trainer: str, plans: str, seconds: float, validate: bool) -> None:
     """Take as many iterations as fit into the CPU seconds, by the time of a few; then nnU-Net's own validation."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -163,7 +165,8 @@ def child(dataset: str, trainer: str, plans: str, seconds: float) -> None:
     start = time.process_time()
     own.run_training()
     spent = time.process_time() - start
-    own.perform_actual_validation()
+    if validate:
+        own.perform_actual_validation()
     record = {
         "training_cpu_seconds": round(spent, 1),
         "iterations": own.num_iterations_per_epoch * EPOCHS,
