@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
-    parser.add_argument("--seconds", type=float, default=70, help="CPU seconds of each training (default: 70)")
+    parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of each training (default: 120)")
     parser.add_argument("--tested", type=int, default=6, help="Hippocampus cases to validate on (default: 6)")
     parser.add_argument("--images", type=int, default=40, help="HC18 images to test on (default: 40)")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # the command calling itself, see train

@@ -224,7 +224,7 @@ def similar_sets(
         draws: number of sets.
     """
     rng = np.random.default_rng(0)  # the same slice gets the same answer
-    empty = size // 5
+    empty = empty_share(size)
     reach = 1 if draws == 1 else 2
     near = draw.nearest(np.flatnonzero(holds & allowed), distances, (size - empty) * reach)
     others = draw.nearest(np.flatnonzero(~holds & allowed), distances, empty * reach)
@@ -232,6 +232,11 @@ def similar_sets(
         return [np.concatenate((near, others))]
     parts = ((rng.permutation(near)[: size - empty], rng.permutation(others)[:empty]) for _ in range(draws))
     return [np.concatenate(part) for part in parts]
+
+
+def empty_share(size: int) -> int:
+    """How many entries of a support set do not hold the label: most slices of a volume do not."""
+    return size // 5
 
 
 def mean_logits(logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnunet_ext.architectures.universeg import UniverSeg
 from nnunet_ext.files import atomic_path, write_text
+from nnunet_ext.inference.few_shot import empty_share
 from nnunet_ext.support.pool import Pool
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -45,9 +46,10 @@ def support_curve(
 ) -> list[CurvePoint]:
     """Segment the queries with random supports, balanced over cases, of each size.
 
-    The supports of a query at one size are among those at the next, so a difference is not one of luck. Sizes for
-    which there are not enough supports are left out. Dice is that of a case, over all its slices in `queries` and in
-    the network's grid, where the network has a pixel's logit above 0.
+    As at prediction, a fifth of the supports does not hold the label. The supports of a query at one size are among
+    those at the next, so a difference is not one of luck. Sizes for which there are not enough supports are left out.
+    Dice is that of a case, over all its slices in `queries` and in the network's grid, where the network has a pixel's
+    logit above 0.
 
     Args:
         core: the network, in evaluation mode.
@@ -64,13 +66,17 @@ def support_curve(
     scores: dict[tuple[int, int], dict[int, float]] = {}
     for task in range(len(queries.tasks)):
         rng = np.random.default_rng(seed)
-        chosen = [
-            supports.draw(task, max(sizes), rng, without_case=queries.case_names[queries.cases[i]])
-            for i in range(len(queries))
-        ]
-        available = min(len(rows) for rows in chosen)
-        for size in (size for size in sizes if size <= available):
-            found = _segment(core, queries, supports, task, [rows[:size] for rows in chosen], device)
+        names = [queries.case_names[case] for case in queries.cases]
+        held, empty = (
+            [supports.draw(task, max(sizes), rng, without_case=name, with_label=label) for name in names]
+            for label in (True, False)
+        )
+        for size in sizes:
+            without = min(empty_share(size), *map(len, empty))
+            if size - without > min(map(len, held)):
+                continue
+            chosen = [np.concatenate((a[: size - without], b[:without])) for a, b in zip(held, empty, strict=True)]
+            found = _segment(core, queries, supports, task, chosen, device)
             true = queries.masks[:, task].numpy() > 127
             for case in np.unique(queries.cases):
                 mine = queries.cases == case
@@ -128,6 +134,17 @@ def write_curve(points: Sequence[CurvePoint], folder: Path, title: str) -> None:
 
 def plot_curves(curves: dict[str, Sequence[CurvePoint]], path: str | os.PathLike[str]) -> None:
     """One panel per entry, one line per label, support size on a logarithmic axis."""
+    import matplotlib
+
+    # nnU-Net changes the style of the whole process for its own plots.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = _figure(curves)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+
+
+def _figure(curves: dict[str, Sequence[CurvePoint]]):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,5 +170,4 @@ def plot_curves(curves: dict[str, Sequence[CurvePoint]], path: str | os.PathLike
         axes.set_xlabel("support size")
         axes.legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("Dice")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    return figure

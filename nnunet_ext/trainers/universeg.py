@@ -131,7 +131,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
                 pools,
                 support_sizes=(1, self.support_size),
                 chances=Chances() if others else GENTLE,
-                mixture=Mixture(),
+                mixture=Mixture() if others else Mixture(synthetic=0),
                 seed=12345 + rank_and_epoch,
                 **common,
             )
