@@ -91,6 +91,8 @@ class Convention:
             " (the image diagonal in mm as HD95)" if self.diagonal else ""
         )
         words["averaging"] = self.averaging
+        if self.classes:
+            words["classes"] = self._published_classes()
         return words
 
     def note(self, targets: Sequence[Target]) -> str | None:
@@ -98,11 +100,14 @@ class Convention:
         published = [set(map(_as_set, classes.values())) for classes in self.classes.values()]
         if not published or set(map(_as_set, targets)) in published:
             return None
-        listed = "; ".join(
+        classes = self._published_classes()
+        return f"convention {self.name} is published for other classes than those evaluated here ({classes})"
+
+    def _published_classes(self) -> str:
+        return "; ".join(
             f"{data}: " + ", ".join(f"{name} {_short(target)}" for name, target in classes.items())
             for data, classes in self.classes.items()
         )
-        return f"convention {self.name} is published for other classes than those evaluated here ({listed})"
 
 
 _SCRIPT: dict[str, Any] = {"surface": "voxels", "percentile": "pooled", "unit": "voxels", "metrics": ("Dice", "HD95")}

@@ -85,7 +85,7 @@ def lesion_metrics(
             continue
         crop = _union([own_box, *(predicted_boxes[p - 1] for p in partners)])
         lesion, answer = lesions[crop] == number, np.isin(predicted[crop], partners)
-        overlap, total = np.count_nonzero(lesion & answer), np.count_nonzero(lesion) + np.count_nonzero(answer)
+        overlap, total = int((lesion & answer).sum()), int(lesion.sum()) + int(answer.sum())
         dice.append(2 * overlap / total)
         hd95.append(surfel_distances(lesion, answer, spacing_mm).hd95())
     false = int(predicted.max(initial=0)) - len(np.unique(belongs[1]))
