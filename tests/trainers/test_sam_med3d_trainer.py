@@ -160,3 +160,21 @@ def test_every_way_of_prediction_by_commands(planned, tmp_path):
         found[way] = sitk.GetArrayFromImage(volume)
     assert set(np.unique(found["drawn"])) == {0, 1} and set(np.unique(found["clicked"])) <= {0, 1}
     assert not np.array_equal(found["refined"], found["automatic"])
+
+
+def test_planner_for_the_published_weights(make_trainer, preprocessed):
+    """`-pl nnUNetPlannerSAMMed3D`, in the folders `make_trainer` sets."""
+    from nnunet_ext.discovery.lookup import load
+    from nnunet_ext.discovery.table import find
+
+    planner = load(find("nnUNetPlannerSAMMed3D", "planner"))("Dataset990_Phantoms")
+    for _ in range(2):  # again over its own file
+        planner.plan_experiment()
+        plans = json.loads((preprocessed / "nnUNetSAMMed3DPlans.json").read_text())
+        assert list(plans["configurations"]) == ["3d_fullres"]
+        configuration = plans["configurations"]["3d_fullres"]
+        assert configuration["spacing"] == [1.5] * 3 and configuration["patch_size"] == [128] * 3
+    trainer = make_trainer(nnUNetTrainerSAMMed3D, plans="nnUNetSAMMed3DPlans")
+    with torch.device("meta"):
+        network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    assert sum(p.numel() for p in network.sam.parameters()) == 100_509_232
