@@ -143,7 +143,7 @@ def read_image(files: list[Path], size: int, axis: str) -> tuple[Tensor, Slices]
         first = first or slices
         if slices.array.shape != first.array.shape:
             raise UserError(f"{path} has {slices.array.shape} pixels but {files[0]} has {first.array.shape}")
-        values = slices.array.astype(np.float32)
+        values: np.ndarray = slices.array.astype(np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{path} holds NaN or infinite values; repair it with nnunet_ext data clean")
         low, high = map(float, np.percentile(values, (0.5, 99.5)))
