@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops.compiled import array, compile_kernel, share_rows, thread_count
+from nnunet_ext.ops.compiled import array, compile_kernel, empty, share_rows, thread_count
 from nnunet_ext.ops.order import blocks_of, places_of
 
 
@@ -26,7 +26,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orienta
     schema="(Tensor x, Tensor weight, Tensor bias, bool silu, str orientation, int num_slices) -> Tensor",
 )
 def _forward(x, weight, bias, silu, orientation, num_slices):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = empty(tuple(x.shape), x)
     _run("forward", x, weight, bias, silu, orientation, num_slices, out.numpy())
     return out
 
@@ -44,7 +44,7 @@ def _(x, weight, bias, silu, orientation, num_slices):
     "(Tensor, Tensor, Tensor)",
 )
 def _backward(x, weight, bias, silu, orientation, num_slices, grad_out):
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad_x = empty(tuple(x.shape), x)
     grad_weight, grad_bias = np.zeros((x.shape[0], *weight.shape)), np.zeros(x.shape[:2])
     results = (grad_out.numpy(), grad_x.numpy(), grad_weight, grad_bias)
     _run("backward", x, weight, bias, silu, orientation, num_slices, *results)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops.compiled import array, compile_kernel, share_rows, thread_count, why_no_numba
+from nnunet_ext.ops.compiled import array, compile_kernel, empty, share_rows, thread_count, why_no_numba
 from nnunet_ext.ops.order import blocks_of, reorder, restore
 
 # Every thread sums the gradients of B and C for itself, over parts of the sequence that keep within this.
@@ -60,9 +60,10 @@ def scan(
 def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, num_slices, keep):
     """Output, last state and, with `keep`, the states before every block."""
     batch, channels, length = u.shape
-    out, state, starts = _forward_shapes(
+    _, state, starts = _forward_shapes(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, num_slices, keep
     )
+    out = empty((batch, channels, length), u)
     prepared, padded = _prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus, orientation, num_slices)
     states = np.zeros((batch, channels, padded), prepared[0].dtype)
     kernel = _kernel("forward", u.dtype)
@@ -103,8 +104,8 @@ def _backward(
     blocks, dtype = prepared[9], prepared[0].dtype
     adjoint = np.zeros((batch, channels, padded), dtype)
     adjoint[..., : A.shape[1]] = grad_state.numpy()
-    grad_u, grad_delta = torch.empty_like(u, **_DENSE), torch.empty_like(delta, **_DENSE)
-    grad_z = u.new_empty(0, 0, 0) if z is None else torch.empty_like(z, **_DENSE)
+    grad_u, grad_delta = empty(tuple(u.shape), u), empty(tuple(delta.shape), delta)
+    grad_z = u.new_empty(0, 0, 0) if z is None else empty(tuple(z.shape), z)
     grad_A = np.zeros((batch, channels, padded))
     grad_D, grad_bias = np.zeros((2, batch, channels))
     grad_B, grad_C = u.new_empty(batch, B.shape[1], length, padded), u.new_empty(batch, C.shape[1], length, padded)
