@@ -77,6 +77,19 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for process in self.processes():
+            os.kill(process, signal.SIGKILL)  # a job that would report to a controller that is gone
+
+    def processes(self) -> list[int]:
+        """Everything that was started with this cluster's configuration, daemons, steps and jobs."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"SLURM_CONF={self.folder}/slurm.conf".encode() in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+            except OSError:  # ended meanwhile
+                continue
+        return found
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command that talks to this cluster."""

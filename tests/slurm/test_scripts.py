@@ -82,6 +82,20 @@ def test_several_gpus_and_none():
     assert "gres" not in none and " -device cpu --c &" in none and 'OMP_NUM_THREADS="$cpus"' in none
 
 
+def test_steps_without_anything_to_do_are_left_out():
+    def names(**changes) -> list[str]:
+        return [job.name[2:] for job in jobs(replace(FULL, **changes))]
+
+    assert names() == ["prepare", "train", "select", "predict", "evaluate", "report"]
+    assert names(images=None, references=None) == ["prepare", "train", "select", "evaluate", "report"]
+    # One fold of all cases has no validation of its own: nothing to select by, and only test cases to evaluate.
+    assert names(folds=("all",)) == ["prepare", "train", "predict", "evaluate", "report"]
+    assert names(folds=("all",), references=None) == ["prepare", "train", "predict"]
+    predict, report = (script(job, "slurm") for job in jobs(replace(FULL, folds=("all",))) if job.name[0] in "46")
+    assert " -f all " in predict and "apply_postprocessing" not in predict
+    assert "3d_fullres' " in report and f" -r {FULL.references} --images {FULL.images} " in report
+
+
 def test_description_survives_the_file(tmp_path):
     pipeline = replace(FULL, folder=str(tmp_path / "jobs"))
     write(pipeline)
