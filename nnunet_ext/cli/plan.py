@@ -85,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _fast_preprocessing(arguments: argparse.Namespace, write: Callable[..., Path]) -> int:
     unused = [name for name in ("configurations", "patch_size", "batch_size") if getattr(arguments, name) is not None]
     if unused:
-        raise UserError(f"--{unused[0].replace('_', '-')} belongs to --model; --fast-preprocessing changes nothing else")
+        raise UserError(
+            f"--{unused[0].replace('_', '-')} belongs to --model; --fast-preprocessing changes nothing else"
+        )
     path = write(arguments.dataset, arguments.base_plans, arguments.plans_name)
     if arguments.json:
         print(json.dumps({"plans": str(path)}))

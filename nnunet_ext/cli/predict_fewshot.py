@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "volume (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--axis", choices=("z", "y", "x"), default="z", help="volumes are cut across it (%(default)s)")
-    parser.add_argument(
-        "--uncertainty", action="store_true", help="write the variance over draws; needs --ensemble"
-    )
+    parser.add_argument("--uncertainty", action="store_true", help="write the variance over draws; needs --ensemble")
     parser.add_argument("--image-size", type=_at_least_one, metavar="N", help="of the network (default: weights', 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")

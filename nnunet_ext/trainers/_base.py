@@ -52,6 +52,7 @@ class SharedTrainer(nnUNetTrainer):
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
+    initial_lr: float
 
     # Networks with a custom kernel or a Python loop inside gain nothing from torch.compile and may break it.
     compiles = False
