@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnunet_ext.support import draw
-from nnunet_ext.support.augment import Chances, augment_task, boundary, dilate, erode, sobel
+from nnunet_ext.support.augment import Chances, augment_task, boundary, dilate, erode, sobel, warp
 from nnunet_ext.support.episodes import Episodes, Mixture, synthetic_episode
 from nnunet_ext.support.pool import Pool, Task, read_pool
 from nnunet_ext.support.view import from_view, to_view
@@ -204,6 +204,16 @@ def test_task_augmentation_is_the_same_for_all_entries():
             assert (x == x[:1]).all()
         changed |= not torch.equal(new_masks, masks)
     assert changed
+
+
+def test_warp_moves_image_and_mask_together_and_nothing_when_it_is_not_to():
+    images = torch.rand(3, 1, 24, 24, generator=torch.Generator().manual_seed(0))
+    still = warp(images, images, 3, 0.0, torch.Generator().manual_seed(1))
+    for x in still:
+        torch.testing.assert_close(x, images, rtol=0, atol=1e-5)
+    moved = warp(images, images, 3, 1.0, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(moved[0], moved[1])
+    assert ((moved[0] - images).abs().mean(dim=(1, 2, 3)) > 0.05).all()
 
 
 def test_erosion_that_leaves_nothing_is_not_made():
