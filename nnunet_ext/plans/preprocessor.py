@@ -36,6 +36,47 @@ class ExactFastPreprocessor(DefaultPreprocessor):
         fast = _FastResampling(configuration_manager.configuration)
         return super().run_case_npy(data, seg, properties, plans_manager, fast, dataset_json)
 
+    @staticmethod
+    def _sample_foreground_locations(
+        seg: np.ndarray,
+        classes_or_regions: Sequence[Any],
+        seed: int = 1234,
+        verbose: bool = False,
+        min_num_samples: int = 10000,
+        min_percent_coverage: float = 0.01,
+    ) -> dict:
+        """nnU-Net's locations, drawn by the same random numbers; only those drawn are turned into coordinates.
+
+        Args:
+            seg: (1, z, y, x) label map.
+            classes_or_regions: labels, or lists of labels.
+            seed, min_num_samples, min_percent_coverage: as nnU-Net's.
+            verbose: unused; nnU-Net prints the numbers drawn.
+
+        Returns:
+            Label or tuple of labels -> (n, 4) indices into `seg`, or an empty list where it has none.
+        """
+        random = np.random.RandomState(seed)
+        found: dict[int, np.ndarray] = {}
+        locations: dict[Any, Any] = {}
+        for wanted in classes_or_regions:
+            region = isinstance(wanted, (tuple, list))
+            labels = tuple(int(label) for label in wanted) if region else (int(wanted),)
+            for label in labels:
+                if label not in found:
+                    found[label] = np.flatnonzero(seg == label)
+            present = [found[label] for label in labels if len(found[label])]
+            key = labels if region else labels[0]
+            total = sum(map(len, present))
+            if not total:
+                locations[key] = []
+                continue
+            number = max(min(min_num_samples, total), int(np.ceil(total * min_percent_coverage)))
+            drawn = random.choice(total, number, replace=False)
+            chosen = present[0][drawn] if len(present) == 1 else np.concatenate(present)[drawn]
+            locations[key] = np.stack(np.unravel_index(chosen, seg.shape), axis=1)
+        return locations
+
 
 class _FastResampling(ConfigurationManager):
     """A configuration whose resampling functions are the fast ones, where the plans name nnU-Net's default."""

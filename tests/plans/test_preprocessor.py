@@ -10,6 +10,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ext.data.phantoms import make_phantom
+from nnunet_ext.plans.preprocessor import ExactFastPreprocessor, _FastResampling
 
 RESAMPLING = {
     f"resampling_fn_{what}{suffix}": value
@@ -83,7 +84,22 @@ def test_equal_to_the_default_preprocessor(spacing, transpose, labels):
     assert found_labels.dtype == expected_labels.dtype
     assert (found_labels != expected_labels).mean() < 1e-4  # equal weights
     assert properties["class_locations"].keys() == expected_properties["class_locations"].keys()
+    if np.array_equal(found_labels, expected_labels):
+        for key, places in expected_properties["class_locations"].items():
+            np.testing.assert_array_equal(properties["class_locations"][key], places)
     assert properties["bbox_used_for_cropping"] == expected_properties["bbox_used_for_cropping"]
+
+
+@pytest.mark.parametrize("wanted", [[0, 1, 2, 9], [[1, 2], [2], (7, 9), [-1, 0, 1, 2, 7]]], ids=["labels", "regions"])
+def test_the_same_places_are_drawn(wanted):
+    """Training crops around these: the random numbers must be nnU-Net's."""
+    seg = np.random.default_rng(0).choice([-1, 0, 1, 2, 7], (1, 30, 41, 43), p=[0.3, 0.5, 0.15, 0.04, 0.01])
+    sample = "_sample_foreground_locations"
+    expected, found = (getattr(c, sample)(seg, wanted) for c in (DefaultPreprocessor, ExactFastPreprocessor))
+    assert found.keys() == expected.keys()
+    for key, places in expected.items():
+        np.testing.assert_array_equal(found[key], places)
+        assert np.asarray(found[key]).dtype == np.asarray(places).dtype
 
 
 def test_other_resampling_functions_of_the_plans_are_kept():
@@ -91,8 +107,6 @@ def test_other_resampling_functions_of_the_plans_are_kept():
     configuration = manager.get_configuration("3d_fullres").configuration
     configuration["resampling_fn_data"] = "resample_torch_fornnunet"
     configuration["resampling_fn_seg_kwargs"]["order"] = 3
-    from nnunet_ext.plans.preprocessor import _FastResampling
-
     fast = _FastResampling(configuration)
     assert fast.resampling_fn_data.func.__name__ == "resample_torch_fornnunet"
     assert fast.resampling_fn_seg.func.__name__ == "resample_data_or_seg_to_shape"
