@@ -103,11 +103,11 @@ LOG = """
 
 
 def make_fold(base: Path, fold: int, finished: bool = False) -> Path:
-    """A run folder after epochs 0 and 1, an interruption, and epochs 1 (again) and 2."""
+    """A run folder after epochs 0 to 3, an interruption that lost all but the first, and epochs 1 and 2 again."""
     folder = base / "nnUNet_results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres" / f"fold_{fold}"
     (folder / "validation").mkdir(parents=True)
     (folder / "debug.json").write_text('{"num_epochs": "10"}')
-    first = "".join(LOG.format(epoch=e, loss=-0.1 * e, dice=0.2, seconds=10) for e in (0, 1))
+    first = "".join(LOG.format(epoch=e, loss=-0.1 * e, dice=0.2, seconds=10) for e in range(4))
     again = "".join(LOG.format(epoch=e, loss=-0.2 * e, dice=0.4, seconds=20) for e in (1, 2))
     # Hours are not padded in nnU-Net's names, so sorted as text the second would come first.
     (folder / "training_log_2026_1_31_9_00_00.txt").write_text(first)

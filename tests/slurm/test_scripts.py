@@ -142,6 +142,8 @@ here = pathlib.Path(os.environ["HERE"])
 def stop(number, frame):
     with open(here / "signals", "a") as file:
         file.write(signal.Signals(number).name + "\\n")
+    if os.environ["DOES"] == "fails when warned":
+        sys.exit(1)
     if number == signal.SIGTERM or os.environ["DOES"] == "saves":
         sys.exit(85)
 for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -238,6 +240,14 @@ def test_warning_ends_in_the_queue_again(training, tmp_path, does):
     run.send_signal(signal.SIGUSR1)
     output, _ = run.communicate(timeout=60)
     assert (tmp_path / "requeued").read_text() == "requeue 42_7\n", output
+
+
+def test_failure_after_a_warning_is_a_failure(training, tmp_path):
+    run = training("fails when warned")
+    wait_for(tmp_path / "ready")
+    run.send_signal(signal.SIGUSR1)
+    run.communicate(timeout=60)
+    assert run.returncode == 1 and not (tmp_path / "requeued").exists()
 
 
 def test_warning_reaches_the_process_of_every_gpu(training, tmp_path):
