@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 TRAINER = "nnUNetTrainerSAMMed3D"
 COLUMNS = (
     "dataset", "class", "user", "cases", "metric", "clicks_1", "clicks_3", "clicks_5", "clicks_10", "auc", "size",
-    "parameters", "epochs", "iterations", "batch_size", "patch_size", "precision", "learning_rate", "cpu_seconds",
+    "parameters", "epochs", "iterations", "batch_size", "patch_size", "precision", "learning_rate", "start", "cpu_seconds",
     "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ class Run:
 
 
 RUNS = {
-    "hippocampus": Run("Dataset004_Hippocampus", 6, 100, 4),
+    "hippocampus": Run("Dataset004_Hippocampus", 2, 80, 4),
     # The in-plane half of nnU-Net's patch: the network's cube would see twice as coarse otherwise.
     "scd-lv": Run("Dataset905_SCDLV", 2, 100, 2, (12, 128, 128)),
 }
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--learning-rate", default="5e-4")
+    parser.add_argument("--start", type=Path, help="weights to start from, as nnUNetv2_train -pretrained_weights")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments = parser.parse_args()
     os.environ.update({f"nnUNet_{name}": str(arguments.work / name) for name in ("raw", "preprocessed", "results")})
@@ -71,7 +72,7 @@ def main() -> None:
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         nnUNet_n_proc_DA="1",
         nnUNet_def_n_proc="1",
-        NNUNET_EXT_VAL_ITERATIONS="5",
+        NNUNET_EXT_VAL_ITERATIONS="2",
         NNUNET_EXT_PRECISION=arguments.precision,
         NNUNET_EXT_LEARNING_RATE=arguments.learning_rate,
         PYTHONWARNINGS="ignore",
@@ -79,8 +80,8 @@ def main() -> None:
     records, curves = [], []
     for name in arguments.only:
         run = RUNS[name]
-        folder = train(run, arguments.data, arguments.work)
-        records += rows(run, folder, arguments.learning_rate)
+        folder = train(run, arguments.data, arguments.work, arguments.start)
+        records += rows(run, folder, arguments.learning_rate, arguments.start)
         curves.append((run, folder))
     write(records)
     for run, folder in curves:
@@ -93,7 +94,7 @@ def command(*words: str) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
-def train(run: Run, data: Path, work: Path) -> Path:
+def train(run: Run, data: Path, work: Path, start: Path | None) -> Path:
     """Everything up to the scores of one data set; returns the folder of fold 0."""
     raw, preprocessed = work / "raw" / run.dataset, work / "preprocessed" / run.dataset
     plans = f"nnUNetPlansSAMMed3D{run.size.capitalize()}"
@@ -109,8 +110,9 @@ def train(run: Run, data: Path, work: Path) -> Path:
     options = ("--size", run.size, "-c", "3d_fullres", "--batch-size", str(run.batch_size), *patch, "-o", plans)
     command("nnunet_ext", "plan", "-d", run.number, "--model", "sam_med3d", *options)
     os.environ.update(NNUNET_EXT_EPOCHS=str(run.epochs), NNUNET_EXT_ITERATIONS=str(run.iterations))
+    more = ("--c",) if start is None else ("-pretrained_weights", str(start))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command("nnUNetv2_train", run.number, "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu", "--c")
+    command("nnUNetv2_train", run.number, "3d_fullres", "0", "-p", plans, "-tr", TRAINER, "-device", "cpu", *more)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # All of the command: start, augmentation, training, both validations.
@@ -118,7 +120,7 @@ def train(run: Run, data: Path, work: Path) -> Path:
     return folder
 
 
-def rows(run: Run, folder: Path, learning_rate: str) -> list[dict[str, object]]:
+def rows(run: Run, folder: Path, learning_rate: str, start: Path | None) -> list[dict[str, object]]:
     record = read_json(folder / "run.json")
     prompted = read_json(folder / "validation" / "prompted_summary.json")
     plain = read_json(folder / "validation" / "summary.json")
@@ -133,6 +135,7 @@ def rows(run: Run, folder: Path, learning_rate: str) -> list[dict[str, object]]:
         "patch_size": "x".join(map(str, settings["patch_size"])),
         "precision": settings["precision"],
         "learning_rate": learning_rate,
+        "start": "random" if start is None else start.name,
         "cpu_seconds": read_json(folder / "cpu_seconds.json")["command"],
         "date": datetime.date.today().isoformat(),
         "processor": record["hardware"]["processor"],

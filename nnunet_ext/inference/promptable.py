@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.sam_med3d import SAMMed3D
+from nnunet_ext.architectures.sam_med3d.transformer import Attention
 from nnunet_ext.prompts.raster import Drawn, read_channel
 from nnunet_ext.prompts.rounds import interact
 from nnunet_ext.prompts.simulate import uniform_clicks
@@ -22,6 +23,8 @@ from nnunet_ext.prompts.types import Points
 
 # Logit a given mask gets: what trained networks answer well inside and outside an object.
 MASK_LOGIT = 4.0
+# Sharpness of the attention between clicks and image before training.
+ATTENTION_GAIN = 3.0
 # Shares of the training batches that start from the automatic segmentation, and that see all clicks so far.
 START_FROM_AUTOMATIC, ACCUMULATE = 0.25, 0.5
 
@@ -88,6 +91,19 @@ class PromptableSAMMed3D(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
             elif "blocks." in name and name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        # A click should look where it is from the first step on; learning that from unrelated projections takes far
+        # longer than learning all the rest. So queries and keys between clicks and image begin alike, positions are
+        # smooth over a cell of the grid, and what is added to positions begins small. Loaded weights replace all this.
+        prompts, transformer = self.sam.prompt_encoder, self.sam.mask_decoder.transformer
+        for module in transformer.modules():
+            if isinstance(module, Attention) and module.q_proj.out_features < module.q_proj.in_features:
+                nn.init.orthogonal_(module.q_proj.weight, gain=ATTENTION_GAIN)
+                module.k_proj.load_state_dict(module.q_proj.state_dict())
+        nn.init.normal_(prompts.pe_layer.positional_encoding_gaussian_matrix, std=0.5)
+        for embedding in (*prompts.point_embeddings, prompts.not_a_point_embed):
+            nn.init.normal_(embedding.weight, std=0.3)
+        for norm in (*(layer.norm1 for layer in transformer.layers), encoder.neck[3]):
+            nn.init.constant_(norm.weight, 0.4)
 
     # One window ------------------------------------------------------------------------------------------------
 

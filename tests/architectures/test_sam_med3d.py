@@ -238,3 +238,15 @@ def test_bad_sizes_and_inputs_are_named():
         SAMMed3D(**TINY).image_encoder(torch.zeros(1, 1, 16, 32, 32))
     with pytest.raises(ValueError, match="known: vit_b_ori"):
         build_from_official("sam_med3d", {}, variant="vit_h")
+
+
+@pytest.mark.parametrize("positions", ["official", "aligned"])
+def test_a_click_has_the_features_of_its_cell_or_of_the_exchanged_one(positions):
+    model = SAMMed3D(**{**TINY, "grid_positions": positions})
+    encoder = model.prompt_encoder
+    click = torch.tensor([[[5.5, 17.5, 29.5]]])  # amid cell (1, 4, 7): four voxels per cell
+    features = encoder.pe_layer((click + 0.5) / 32)[0, 0]
+    cell = (1, 4, 7) if positions == "aligned" else (4, 1, 7)
+    torch.testing.assert_close(encoder.dense_position()[(0, slice(None), *cell)], features)
+    with pytest.raises(ValueError, match="grid_positions must be one of official, aligned, not 'both'"):
+        SAMMed3D(**{**TINY, "grid_positions": "both"})

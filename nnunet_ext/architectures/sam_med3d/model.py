@@ -44,6 +44,8 @@ class SAMMed3D(nn.Module):
         window_size: tokens per axis of attention windows; 0 for attention over all tokens in every block.
         global_attention: blocks whose attention is over all tokens.
         relative_positions: see `attention.WindowAttention`; published weights need `official`.
+        grid_positions: see `prompt_encoder.PromptEncoder`; published weights need `official`.
+        decoder_heads: heads of the decoder's attention.
         iou_hidden: width of the IoU head.
 
     Raises:
@@ -64,6 +66,8 @@ class SAMMed3D(nn.Module):
         window_size: int = 14,
         global_attention: Sequence[int] = (2, 5, 8, 11),
         relative_positions: str = "official",
+        grid_positions: str = "official",
+        decoder_heads: int = 8,
         iou_hidden: int = 256,
     ):
         super().__init__()
@@ -78,8 +82,8 @@ class SAMMed3D(nn.Module):
             in_channels, img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, out_channels, window_size,
             global_attention, relative_positions,
         )  # fmt: skip
-        self.prompt_encoder = PromptEncoder(out_channels, grid, img_size)
-        self.mask_decoder = MaskDecoder(out_channels, iou_hidden=iou_hidden)
+        self.prompt_encoder = PromptEncoder(out_channels, grid, img_size, grid_positions=grid_positions)
+        self.mask_decoder = MaskDecoder(out_channels, num_heads=decoder_heads, iou_hidden=iou_hidden)
 
     def decode(
         self,

@@ -1,7 +1,8 @@
 """Clicks and a mask to embeddings.
 
 Two habits of the published code that its weights were trained with are kept: the last third of a position's features
-repeats the sines, and the features of the grid are those of points with their first two axes exchanged.
+repeats the sines, and the features of the grid are those of points with their first two axes exchanged. The second
+makes it harder to learn from scratch where a click is; `grid_positions="aligned"` goes without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.sam_med3d.image_encoder import LayerNorm3d
+
+GRID_POSITIONS = ("official", "aligned")
 
 
 class PositionEmbedding(nn.Module):
@@ -28,12 +31,13 @@ class PositionEmbedding(nn.Module):
             angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
             return torch.cat([angle.sin(), angle.cos(), angle.sin()], -1)
 
-    def grid(self, size: int) -> Tensor:
+    def grid(self, size: int, exchanged: bool) -> Tensor:
         """Features of the centres of a cube of `size` cells per axis, (1, 3 * features, size, size, size)."""
         matrix = self.positional_encoding_gaussian_matrix
         centres = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) / size
         first, second, third = torch.meshgrid(centres, centres, centres, indexing="ij")
-        return self(torch.stack([second, first, third], -1)).movedim(-1, 0)[None]
+        axes = [second, first, third] if exchanged else [first, second, third]
+        return self(torch.stack(axes, -1)).movedim(-1, 0)[None]
 
 
 class PromptEncoder(nn.Module):
@@ -44,10 +48,17 @@ class PromptEncoder(nn.Module):
         grid: tokens per axis of the image embedding.
         img_size: voxels per axis of the image.
         mask_channels: width of the mask branch.
+        grid_positions: `official` exchanges the first two axes of the grid's features, which published weights need;
+            `aligned` gives a cell of the grid the features of a click on it.
     """
 
-    def __init__(self, embed_dim: int, grid: int, img_size: int, mask_channels: int = 16):
+    def __init__(
+        self, embed_dim: int, grid: int, img_size: int, mask_channels: int = 16, grid_positions: str = "official"
+    ):
         super().__init__()
+        if grid_positions not in GRID_POSITIONS:
+            raise ValueError(f"grid_positions must be one of {', '.join(GRID_POSITIONS)}, not {grid_positions!r}")
+        self.exchanged = grid_positions == "official"
         if embed_dim % 3:
             raise ValueError(f"out_channels {embed_dim} must be divisible by 3: positions have three equal parts")
         self.embed_dim, self.grid_size, self.img_size = embed_dim, grid, img_size
@@ -67,7 +78,7 @@ class PromptEncoder(nn.Module):
 
     def dense_position(self) -> Tensor:
         """Position features of the image embedding, (1, embed_dim, grid, grid, grid)."""
-        return self.pe_layer.grid(self.grid_size)
+        return self.pe_layer.grid(self.grid_size, self.exchanged)
 
     def forward(self, points: Tensor | None, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embed prompts.
