@@ -30,8 +30,8 @@ HERE = Path(__file__).parent
 TRAINER = "nnUNetTrainerSAMMed3D"
 COLUMNS = (
     "dataset", "class", "user", "cases", "metric", "clicks_1", "clicks_3", "clicks_5", "clicks_10", "auc", "size",
-    "parameters", "epochs", "iterations", "batch_size", "patch_size", "precision", "learning_rate", "start", "cpu_seconds",
-    "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
+    "parameters", "epochs", "iterations", "batch_size", "patch_size", "precision", "learning_rate", "start",
+    "cpu_seconds", "date", "processor", "threads", "nnunetv2", "torch", "nnunet_ext",
 )  # fmt: skip
 
 
