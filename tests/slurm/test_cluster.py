@@ -107,7 +107,7 @@ def story(cluster, tmp_path_factory) -> Story:
     (results / "fold_1" / "kill_while_saving").touch()
 
     # A warning in the middle of the second epoch, as before a time limit; and the node is drained.
-    wait_until(lambda: epoch_began(results / "fold_0", 1), seen)
+    wait_until(lambda: epoch_began(results / "fold_0", 1), seen, pause_seconds=0.1)
     # Slurm 22.05 signals the task, says that it could not signal the pending ones, and tries again five seconds later.
     cluster.run("timeout", "3", "scancel", "--batch", "--signal=USR1", f"{train}_0", check=False)
     cluster.run("scontrol", "update", f"NodeName={cluster.node}", "State=DRAIN", "Reason=maintenance")
@@ -170,12 +170,12 @@ def active(status: dict) -> bool:
     return any(part["state"] in ("running", "pending") for part in status["folds"] + status["steps"])
 
 
-def wait_until(true, seen: Story) -> None:
+def wait_until(true, seen: Story, pause_seconds: float = 2.0) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not true():
         logs = sorted((seen.folder / "logs").glob("*"), key=lambda path: path.stat().st_mtime)
         assert time.monotonic() < end, f"it never happened; {logs[-1]}: {logs[-1].read_text()[-2000:]}"
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
 
 
 def folds(status: dict, *states: str) -> set[int]:
