@@ -52,7 +52,7 @@ class Run:
 
 
 RUNS = {
-    "hippocampus": Run("Dataset004_Hippocampus", 2, 80, 4),
+    "hippocampus": Run("Dataset004_Hippocampus", 3, 80, 4),
     # The in-plane half of nnU-Net's patch: the network's cube would see twice as coarse otherwise.
     "scd-lv": Run("Dataset905_SCDLV", 2, 100, 2, (12, 128, 128)),
 }
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="nnU-Net's three folders are made here")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--learning-rate", default="5e-4")
+    parser.add_argument("--cases", type=int, default=12, help="validation cases of a fold to score (default: 12)")
     parser.add_argument("--start", type=Path, help="weights to start from, as nnUNetv2_train -pretrained_weights")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     arguments = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     records, curves = [], []
     for name in arguments.only:
         run = RUNS[name]
-        folder = train(run, arguments.data, arguments.work, arguments.start)
+        folder = train(run, arguments.data, arguments.work, arguments.start, arguments.cases)
         records += rows(run, folder, arguments.learning_rate, arguments.start)
         curves.append((run, folder))
     write(records)
@@ -94,7 +95,7 @@ def command(*words: str) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
-def train(run: Run, data: Path, work: Path, start: Path | None) -> Path:
+def train(run: Run, data: Path, work: Path, start: Path | None, cases: int) -> Path:
     """Everything up to the scores of one data set; returns the folder of fold 0."""
     raw, preprocessed = work / "raw" / run.dataset, work / "preprocessed" / run.dataset
     plans = f"nnUNetPlansSAMMed3D{run.size.capitalize()}"
@@ -106,6 +107,7 @@ def train(run: Run, data: Path, work: Path, start: Path | None) -> Path:
         raw.symlink_to((data / run.dataset).resolve(), target_is_directory=True)
     if not (preprocessed / "nnUNetPlans_3d_fullres").is_dir():
         command("nnUNetv2_plan_and_preprocess", "-d", run.number, "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    few_validation_cases(preprocessed, cases)
     patch = () if run.patch_size is None else ("--patch-size", *map(str, run.patch_size))
     options = ("--size", run.size, "-c", "3d_fullres", "--batch-size", str(run.batch_size), *patch, "-o", plans)
     command("nnunet_ext", "plan", "-d", run.number, "--model", "sam_med3d", *options)
@@ -118,6 +120,17 @@ def train(run: Run, data: Path, work: Path, start: Path | None) -> Path:
     # All of the command: start, augmentation, training, both validations.
     write_json(folder / "cpu_seconds.json", {"command": round(seconds, 1)})
     return folder
+
+
+def few_validation_cases(preprocessed: Path, cases: int) -> None:
+    """nnU-Net's own split, with fewer cases to validate on."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    path = preprocessed / "splits_final.json"
+    keys = sorted(file.name.removesuffix(".nii.gz") for file in (preprocessed / "gt_segmentations").glob("*.nii.gz"))
+    splits = read_json(path) if path.is_file() else generate_crossval_split(keys, seed=12345, n_splits=5)
+    splits[0]["val"] = sorted(splits[0]["val"])[:cases]
+    write_json(path, splits)
 
 
 def rows(run: Run, folder: Path, learning_rate: str, start: Path | None) -> list[dict[str, object]]:
