@@ -107,3 +107,15 @@ def test_wrong_shapes_are_named(target, images, labels, message):
 def test_blocks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="one decoder block fewer, not 3 and 1"):
         UniverSeg([4, 4, 4], [4])
+
+
+def test_distributed_training_misses_no_gradient(tmp_path):
+    """Without the frozen convolution, the second step would wait for a gradient that never comes."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(UniverSeg([2, 2, 2]))
+        for _ in range(2):
+            support = torch.rand(1, 2, 1, 8, 8)
+            model(torch.rand(1, 1, 8, 8), support, support).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
