@@ -3,7 +3,7 @@
     python benchmarks/click_decoder.py --preprocessed .../Dataset004_Hippocampus --encoder checkpoint_final.pth
 
 The encoder comes from a run of nnUNetTrainerSAMMed3D (`tiny`) on the same data set. On its embeddings of 64 training
-cases the prompt encoder and decoder are trained for a hundred steps of batch 4, without augmentation, and 12 validation
+cases the prompt encoder and decoder are trained for 300 steps of batch 4, without augmentation, and 12 validation
 cases are clicked through by the uniform user after them: minutes on one thread. The result goes to
 benchmarks/results/click_decoder.csv.
 """
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preprocessed", type=Path, required=True, help="folder of the preprocessed data set")
     parser.add_argument("--encoder", type=Path, required=True, help="checkpoint whose image encoder is kept")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -162,11 +162,12 @@ def test_every_way_of_prediction_by_commands(planned, tmp_path):
     assert not np.array_equal(found["refined"], found["automatic"])
 
 
-def test_planner_for_the_published_weights(make_trainer, preprocessed):
+def test_planner_for_the_published_weights(make_trainer, preprocessed, monkeypatch):
     """`-pl nnUNetPlannerSAMMed3D`, in the folders `make_trainer` sets."""
     from nnunet_ext.discovery.lookup import load
     from nnunet_ext.discovery.table import find
 
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net's planning refuses 0
     planner = load(find("nnUNetPlannerSAMMed3D", "planner"))("Dataset990_Phantoms")
     for _ in range(2):  # again over its own file
         planner.plan_experiment()
