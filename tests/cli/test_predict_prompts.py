@@ -37,7 +37,8 @@ def scene(tmp_path):
         volume.SetDirection((0, 0, 1, 1, 0, 0, 0, -1, 0))
         sitk.WriteImage(volume, str(tmp_path / "images" / f"{case}_0000.nii.gz"))
     write_prompts(tmp_path, "a", [3, 4, 5])
-    return tmp_path, trained_folder(tmp_path)
+    # Weights whose answers leave a part of the image alone.
+    return tmp_path, trained_folder(tmp_path, seed=4)
 
 
 def write_prompts(base, case, xyz, **entries):
