@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in of_kind("trainer")],
         metavar="NAME", help="one of %(choices)s (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=_positive, default=15, metavar="N", help="epochs (default: %(default)s)")
+    parser.add_argument("--epochs", type=_positive, default=13, metavar="N", help="epochs (default: %(default)s)")
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto takes the GPU when torch finds one"
     )
