@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def gunzip(data: bytes) -> bytes:
+    """All members of a gzip file, checksums included.
+
+    Raises:
+        EOFError: the data end too early, which SimpleITK fills up with zeros in silence.
+        zlib.error: they are damaged.
+    """
+    parts = []
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        parts.append(member.decompress(data))
+        if not member.eof:
+            raise EOFError("the compressed data end too early")
+        data = member.unused_data.lstrip(b"\0")  # some writers pad
+    return parts[0] if len(parts) == 1 else b"".join(parts)

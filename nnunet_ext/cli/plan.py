@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError
 from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
 
@@ -33,15 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--configurations", nargs="+", metavar="NAME", help="such as 3d_fullres (default: all)")
     parser.add_argument("-p", "--base-plans", default="nnUNetPlans", help="existing plans to derive from (%(default)s)")
     parser.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="voxels per axis, in the plan's order")
-    parser.add_argument("--batch-size", type=_at_least_one, metavar="N", help="samples per training step")
+    parser.add_argument("--batch-size", type=at_least_one, metavar="N", help="samples per training step")
     parser.add_argument("-o", "--plans-name", help="name of the new plans (default: base plans + model + size)")
     parser.add_argument("--json", action="store_true", help="print what was planned as JSON on stdout")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

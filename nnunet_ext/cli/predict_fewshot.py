@@ -21,6 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError
 
 STRATEGIES = ("balanced", "random", "similar", "position")
@@ -33,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="images to segment")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="label maps go here")
     parser.add_argument(
-        "--support-size", type=_at_least_one, metavar="N", help="labelled slices per pass (default: 64, on a CPU 16)"
+        "--support-size", type=at_least_one, metavar="N", help="labelled slices per pass (default: 64, on a CPU 16)"
     )
     parser.add_argument(
-        "--ensemble", type=_at_least_one, default=1, metavar="K", help="support draws that are averaged (%(default)s)"
+        "--ensemble", type=at_least_one, default=1, metavar="K", help="support draws that are averaged (%(default)s)"
     )
     parser.add_argument(
         "--strategy", choices=STRATEGIES, default="balanced",
@@ -45,16 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--axis", choices=("z", "y", "x"), default="z", help="volumes are cut across it (%(default)s)")
     parser.add_argument("--uncertainty", action="store_true", help="write the variance over draws; needs --ensemble")
-    parser.add_argument("--image-size", type=_at_least_one, metavar="N", help="of the network (default: weights', 128)")
+    parser.add_argument("--image-size", type=at_least_one, metavar="N", help="of the network (default: weights', 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no closing line")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.cli.running import stop_on_signals
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.compose import compose
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("-r", "--references", type=Path, metavar="FOLDER", help="their label maps (default: labelsTs)")
     job = parser.add_argument_group("what one training job gets")
     job.add_argument("--gpus", type=_count, metavar="N", help="more than one: -num_gpus; 0: CPU (default: 1)")
-    job.add_argument("--cpus", type=_positive, metavar="N", help="default: 12; with --local those that are there")
+    job.add_argument("--cpus", type=at_least_one, metavar="N", help="default: 12; with --local those that are there")
     job.add_argument("--mem", default="64G", metavar="SIZE", help="default: %(default)s")
     job.add_argument("--time", default="24:00:00", metavar="LIMIT", help="default: %(default)s; longer runs continue")
     job.add_argument("--partition", metavar="NAME")
@@ -71,9 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sbatch", action="append", default=[], metavar="OPTIONS",
         help='any other options of the scheduler, as --sbatch="--qos=long --constraint=a100"',
     )  # fmt: skip
-    job.add_argument("--at-once", type=_positive, metavar="N", help="at most N training jobs at the same time")
+    job.add_argument("--at-once", type=at_least_one, metavar="N", help="at most N training jobs at the same time")
     job.add_argument(
-        "--warn", type=_positive, default=300, metavar="SECONDS",
+        "--warn", type=at_least_one, default=300, metavar="SECONDS",
         help="before the time limit, the job finishes its epoch and queues itself again (default: %(default)s)",
     )  # fmt: skip
     job.add_argument("--scratch", metavar="FOLDER", help="train from a copy on the node's disk, such as '$TMPDIR'")
@@ -229,12 +230,6 @@ def _local(pipeline: Pipeline, gpus: list[str]) -> int:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 

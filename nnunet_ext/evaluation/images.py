@@ -19,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import gunzip
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
 # Two headers mean the same grid when no entry of their affines (mm) differs by more.
@@ -93,7 +94,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            data = _gunzip(data)
+            data = gunzip(data)
         kind = Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
         image = kind.from_bytes(data)
         # The proxy knows type, offset and scaling; asking it for the data would copy them once more.
@@ -113,18 +114,6 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         raise UserError(f"{path} has shape {array.shape}; expected one 2D or 3D label map without time or channels")
     forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
     return array.T, tuple(forms) or (image.affine,)
-
-
-def _gunzip(data: bytes) -> bytes:
-    """All members of a gzip file, checksums included."""
-    parts = []
-    while data:
-        member = zlib.decompressobj(wbits=31)
-        parts.append(member.decompress(data))
-        if not member.eof:
-            raise EOFError("the compressed data end too early")
-        data = member.unused_data.lstrip(b"\0")  # some writers pad
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

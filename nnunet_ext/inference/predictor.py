@@ -27,7 +27,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import write_json
+from nnunet_ext.files import gunzip, write_json
 from nnunet_ext.inference.fast_export import segmentation_of_logits
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
@@ -227,13 +227,9 @@ def check_whole(path: Path) -> None:
         raise UserError(f"{path} does not exist")
     if path.name.endswith(".gz"):
         try:
-            data = path.read_bytes()
-            while data:
-                member = zlib.decompressobj(wbits=31)
-                member.decompress(data)
-                if not member.eof:
-                    raise UserError(f"{path} is cut short; restore it")
-                data = member.unused_data.lstrip(b"\0")  # some writers pad
+            gunzip(path.read_bytes())
+        except EOFError:
+            raise UserError(f"{path} is cut short; restore it") from None
         except (OSError, zlib.error) as error:
             raise UserError(f"{path} is damaged ({error}); restore it") from None
 
