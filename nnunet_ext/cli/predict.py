@@ -54,10 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
+    from nnunet_ext.trainers.run_record import available_cores
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("-device cuda: no usable GPU here; give -device cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     if arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
     folder, folds = _model_folder(arguments), [fold if fold == "all" else int(fold) for fold in arguments.f]

@@ -22,6 +22,7 @@ from nnunet_ext.errors import TrainingError
 from nnunet_ext.support import draw
 from nnunet_ext.support.pool import Pool, present, unit_intensities
 from nnunet_ext.support.view import from_view, to_view
+from nnunet_ext.trainers.settings import whole_number
 
 # Names of the buffers; a support file holds exactly these.
 BUFFERS = ("support_images", "support_masks", "support_cases", "window", "side")
@@ -73,8 +74,8 @@ class FewShotNetwork(nn.Module):
         self.register_buffer("window", torch.tensor([[0.0, 1.0]] * input_channels))
         self.register_buffer("side", torch.tensor(0))
         self.register_buffer("default_size", torch.tensor(16))
-        self.support_size = whole_number("NNUNET_EXT_SUPPORT_SIZE", os.environ)
-        self.draws = whole_number("NNUNET_EXT_SUPPORT_DRAWS", os.environ) or 1
+        self.support_size = whole_number(os.environ, "NNUNET_EXT_SUPPORT_SIZE")
+        self.draws = whole_number(os.environ, "NNUNET_EXT_SUPPORT_DRAWS") or 1
         self.support_file = os.environ.get("NNUNET_EXT_SUPPORT", "").strip()
         self._excluded: int | None = None
         self._read: Path | None = None
@@ -249,17 +250,3 @@ def mean_logits(logits: Tensor) -> Tensor:
 def case_number(name: str) -> int:
     """A number that stands for a case, so that checkpoints carry no case names."""
     return zlib.crc32(name.encode())
-
-
-def whole_number(name: str, environment: Mapping[str, str]) -> int | None:
-    """The value of an environment variable, None if it is not set.
-
-    Raises:
-        TrainingError: it is no whole number of at least 1.
-    """
-    text = environment.get(name, "").strip()
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
-    return int(text)

@@ -44,11 +44,11 @@ class TrainingSettings:
             TrainingError: a value is not allowed; the message names variable, value and what is allowed.
         """
         return cls(
-            epochs=_positive(environment, "NNUNET_EXT_EPOCHS"),
-            iterations=_positive(environment, "NNUNET_EXT_ITERATIONS"),
-            val_iterations=_positive(environment, "NNUNET_EXT_VAL_ITERATIONS"),
+            epochs=whole_number(environment, "NNUNET_EXT_EPOCHS"),
+            iterations=whole_number(environment, "NNUNET_EXT_ITERATIONS"),
+            val_iterations=whole_number(environment, "NNUNET_EXT_VAL_ITERATIONS"),
             precision=_precision(environment),
-            checkpoint_every=_positive(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
+            checkpoint_every=whole_number(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
             learning_rate=_rate(environment, "NNUNET_EXT_LEARNING_RATE"),
         )
 
@@ -69,7 +69,12 @@ def check_precision(precision: str, device_type: str) -> str:
     return precision
 
 
-def _positive(environment: Mapping[str, str], name: str) -> int | None:
+def whole_number(environment: Mapping[str, str], name: str) -> int | None:
+    """The value of an environment variable, None if it is not set.
+
+    Raises:
+        TrainingError: it is no whole number of at least 1.
+    """
     text = environment.get(name, "").strip()
     if not text:
         return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import read_json, write_json
-from nnunet_ext.inference.few_shot import FewShotNetwork, whole_number
+from nnunet_ext.inference.few_shot import FewShotNetwork
 from nnunet_ext.inference.support_curve import support_curve, write_curve
 from nnunet_ext.plans.network import network_arguments
 from nnunet_ext.plans.presets import BATCH_SIZES, NETWORKS
@@ -26,6 +26,7 @@ from nnunet_ext.support.augment import GENTLE, Chances
 from nnunet_ext.support.episodes import Batch, Episodes, Mixture
 from nnunet_ext.support.pool import Pool, Task, largest_side, nnunet_dataset, read_pool
 from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.settings import whole_number
 
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
 _STORED_PER_TASK = 64
@@ -59,7 +60,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
         plans = _with_whole_slices(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.support_size = whole_number("NNUNET_EXT_SUPPORT_SIZE", os.environ) or 16
+        self.support_size = whole_number(os.environ, "NNUNET_EXT_SUPPORT_SIZE") or 16
         self.tasks = tasks_of(self.label_manager, dataset_json)
         self._pools: tuple[Pool, Pool] | None = None
         self._split: tuple[list[str], list[str]] | None = None
