@@ -113,15 +113,17 @@ def warp(
 
 
 def dilate(masks: Tensor) -> Tensor:
+    """Masks (batch, channels, height, width) grown by one pixel, diagonals included."""
     return F.max_pool2d(masks, 3, stride=1, padding=1)
 
 
 def erode(masks: Tensor) -> Tensor:
+    """Masks (batch, channels, height, width) shrunk by one pixel, diagonals included."""
     return -F.max_pool2d(-masks, 3, stride=1, padding=1)
 
 
 def boundary(masks: Tensor) -> Tensor:
-    """The rim of a mask, two pixels wide: where its Sobel gradient is not zero."""
+    """The rim of masks (batch, channels, height, width), two pixels wide: where the Sobel gradient is not zero."""
     return dilate(masks) - erode(masks)
 
 
