@@ -149,15 +149,14 @@ def stop(number, frame):
 for number in (signal.SIGUSR1, signal.SIGTERM):
     if os.environ["DOES"] != "deaf":
         signal.signal(number, stop)
-(here / "ready").touch()
+(here / os.environ.get("READY", "ready")).touch()
 if os.environ["DOES"] == "has ranks":
     # As with -num_gpus: one child per GPU does the work, this process waits and knows no signal.
     import subprocess
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    (here / "ready").unlink()
     rank = [sys.executable, "-c", open(__file__).read(), "spawn_main"]
-    ranks = [subprocess.Popen(rank, env={**os.environ, "DOES": "saves"}) for _ in range(2)]
+    ranks = [subprocess.Popen(rank, env={**os.environ, "DOES": "saves", "READY": f"ready_{n}"}) for n in range(2)]
     sys.exit(int(any([one.wait() for one in ranks])))
 if os.environ["DOES"] == "fails":
     sys.exit("ValueError: no such case")
@@ -252,8 +251,8 @@ def test_failure_after_a_warning_is_a_failure(training, tmp_path):
 
 def test_warning_reaches_the_process_of_every_gpu(training, tmp_path):
     run = training("has ranks", resources=replace(FULL.resources, gpus=2))
-    wait_for(tmp_path / "ready")
-    time.sleep(2)  # both have begun
+    for rank in range(2):
+        wait_for(tmp_path / f"ready_{rank}")
     run.send_signal(signal.SIGUSR1)
     output, _ = run.communicate(timeout=60)
     assert (tmp_path / "signals").read_text().split() == ["SIGUSR1", "SIGUSR1"]
