@@ -1,0 +1,1 @@
+"""Diffusion over label maps: schedules, the process, samplers, fusion and uncertainty of samples; no network here."""
