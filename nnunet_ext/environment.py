@@ -15,5 +15,10 @@ VARIABLES = {
     "NNUNET_EXT_SUPPORT_SIZE": "UniverSeg: support entries per slice, in training the most",
     "NNUNET_EXT_SUPPORT_DRAWS": "prediction with UniverSeg: support sets per slice, averaged",
     "NNUNET_EXT_EPISODE_DATASETS": "UniverSeg: further preprocessed data sets to train on, such as 5 956",
+    "NNUNET_EXT_SAMPLER": "MedSegDiff-V2: ddim, ddpm or dpm-solver++",
+    "NNUNET_EXT_SAMPLING_STEPS": "MedSegDiff-V2: evaluations per sample, 0 for the condition model alone",
+    "NNUNET_EXT_SAMPLES": "MedSegDiff-V2: samples per window",
+    "NNUNET_EXT_FUSION": "MedSegDiff-V2: how samples are fused: mean, majority or staple",
+    "NNUNET_EXT_SAMPLING_SEED": "MedSegDiff-V2: seed of the noise",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
 }

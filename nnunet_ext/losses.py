@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,3 +35,35 @@ def binary_dice_ce(logits: Tensor, target: Tensor, counted: Tensor | None = None
     voxels = weight.flatten(1).sum(1)
     used = (voxels > 0).to(logits.dtype)
     return (used * (dice + entropy / voxels.clamp(min=1))).sum() / used.sum().clamp(min=1)
+
+
+def noise_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Mean squared error over the voxels that count, the L_n of MedSegDiff-V2.
+
+    Args:
+        prediction, target: (batch, channels, *grid).
+        counted: (batch, 1, *grid), 1 where a voxel counts.
+
+    Returns:
+        A scalar; 0, with a gradient of 0, when nothing counts.
+    """
+    error = (prediction.float() - target).square().mean(1, keepdim=True)
+    return (error * counted).sum() / counted.sum().clamp(min=1)
+
+
+def over_chosen(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
+    """`loss` of the chosen samples alone: the [t mod alpha == 0] of MedSegDiff-V2's anchor loss.
+
+    Args:
+        loss: of logits and target of some samples.
+        logits: (batch, channels, *grid).
+        target: (batch, ...).
+        chosen: (batch,) bool.
+
+    Returns:
+        A scalar, as it is over the whole batch: the loss times the chosen share of the batch. When none is
+        chosen it is 0, with a gradient of 0 for every parameter, which distributed training needs.
+    """
+    if not chosen.any():
+        return (logits * 0).sum()
+    return loss(logits[chosen], target[chosen]) * chosen.float().mean()

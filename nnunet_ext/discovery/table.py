@@ -52,6 +52,8 @@ class Entry:
 
 ALL_INPUTS = ("2d", "3d_fullres", "3d_lowres", "cascade")
 
+MEDSEGDIFF = "Wu et al., MedSegDiff-V2: Diffusion-Based Medical Image Segmentation with Transformer, AAAI 2024"
+
 ENTRIES = (
     Entry(
         "nnUNetTrainerExt",
@@ -112,6 +114,48 @@ ENTRIES = (
             parameters=100_509_232,
             parameters_of="the published network; one token of 384 more per class",
             remarks="segmentation by clicks; without clicks it segments all classes, which is this project's addition",
+        ),
+    ),
+    Entry(
+        "nnUNetTrainerMedSegDiffV2",
+        "nnunet_ext.trainers.medsegdiff",
+        model=Model(
+            network="MedSegDiff-V2",
+            paper=MEDSEGDIFF,
+            link="arXiv:2301.11798",
+            inputs=ALL_INPUTS,
+            needs="nothing beyond nnU-Net",
+            parameters=0,
+            parameters_of="patch 128x128x128, 4 input channels, 4 classes; mean weights not counted",
+            remarks="diffusion set up for accuracy per second: predicts the mask, two DDIM steps; 3D is this project's",
+        ),
+    ),
+    Entry(
+        "nnUNetTrainerMedSegDiffV2Paper",
+        "nnunet_ext.trainers.medsegdiff",
+        model=Model(
+            network="MedSegDiff-V2, as published",
+            paper=MEDSEGDIFF,
+            link="arXiv:2301.11798",
+            inputs=ALL_INPUTS,
+            needs="patience: 100 steps times 10 samples per window",
+            parameters=0,
+            parameters_of="patch 128x128x128, 4 input channels, 4 classes; mean weights not counted",
+            remarks="noise prediction, STAPLE; the authors' released code lacks both of the paper's conditions",
+        ),
+    ),
+    Entry(
+        "nnUNetTrainerMedSegDiffV2Direct",
+        "nnunet_ext.trainers.medsegdiff",
+        model=Model(
+            network="condition model of MedSegDiff-V2",
+            paper=MEDSEGDIFF,
+            link="arXiv:2301.11798",
+            inputs=ALL_INPUTS,
+            needs="nothing beyond nnU-Net",
+            parameters=0,
+            parameters_of="patch 128x128x128, 4 input channels, 4 classes; mean weights not counted",
+            remarks="the control without diffusion that MedSegDiff-V2 has to beat",
         ),
     ),
     Entry("ExactFastPreprocessor", "nnunet_ext.plans.preprocessor", kind="preprocessor"),

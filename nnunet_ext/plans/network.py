@@ -6,6 +6,7 @@ takes from the configuration what depends on the patch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -60,6 +61,23 @@ def _unetrpp(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> di
     return {"patch_size": list(patch_size), "strides": [list(stride) for stride in fit_geometry(patch_size).strides]}
 
 
+def _medsegdiff(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
+    """nnU-Net's strides and kernels, and a patch that cuts the deepest grid into no more than 128 pieces.
+
+    nnU-Net's kernels are 1 on a coarse axis until that axis is pooled too.
+    """
+    from nnunet_ext.architectures.medsegdiff.ss_former import patch_size_for
+
+    strides = [list(stride) for stride in pool_op_kernel_sizes]
+    axes = range(len(patch_size))
+    kernels = []
+    for stage in range(len(strides)):
+        pooled = [any(stride[axis] > 1 for stride in strides[: stage + 2]) for axis in axes]
+        kernels.append([3 if pooled[axis] or not any(pooled) else 1 for axis in axes])
+    deepest = [-(-n // math.prod(stride[axis] for stride in strides)) for axis, n in enumerate(patch_size)]
+    return {"strides": strides, "kernel_sizes": kernels, "semantic_patch": list(patch_size_for(deepest, 128))}
+
+
 def _sam_med3d(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:
     """Nothing: every patch is resized to the network's cube."""
     return {}
@@ -70,4 +88,10 @@ def _universeg(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> 
     return {}
 
 
-_FROM_PATCH = {"sam_med3d": _sam_med3d, "segmamba": _segmamba, "unetrpp": _unetrpp, "universeg": _universeg}
+_FROM_PATCH = {
+    "medsegdiff": _medsegdiff,
+    "sam_med3d": _sam_med3d,
+    "segmamba": _segmamba,
+    "unetrpp": _unetrpp,
+    "universeg": _universeg,
+}

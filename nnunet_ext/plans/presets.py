@@ -10,6 +10,7 @@ from typing import Any
 
 # Model name -> class path written into the plans as `network_class_name`.
 NETWORKS = {
+    "medsegdiff": "nnunet_ext.inference.sampled.SampledMedSegDiffV2",
     "sam_med3d": "nnunet_ext.inference.promptable.PromptableSAMMed3D",
     "segmamba": "nnunet_ext.architectures.segmamba.SegMamba",
     "unetrpp": "nnunet_ext.architectures.unetrpp.UNETRPP",
@@ -18,6 +19,7 @@ NETWORKS = {
 
 # Model name -> the name used in plans files and trainers.
 TITLES = {
+    "medsegdiff": "MedSegDiffV2",
     "sam_med3d": "SAMMed3D",
     "segmamba": "SegMamba",
     "unetrpp": "UNETRPP",
@@ -26,6 +28,7 @@ TITLES = {
 
 # Model name -> numbers of axes it has a form for.
 AXES = {
+    "medsegdiff": (2, 3),
     "sam_med3d": (3,),
     "segmamba": (2, 3),
     "unetrpp": (3,),
@@ -38,6 +41,36 @@ BATCH_SIZES = {
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # The condition model of `base` is nnU-Net's U-Net; the diffusion model has half its width, a quarter of its work.
+    "medsegdiff": {
+        "tiny": {
+            "width": 16,
+            "max_width": 128,
+            "denoiser_width": 8,
+            "embedding_dim": 32,
+            "semantic_dim": 64,
+            "semantic_blocks": 2,
+            "filter_channels": 8,
+        },
+        "small": {
+            "width": 16,
+            "max_width": 160,
+            "denoiser_width": 8,
+            "embedding_dim": 64,
+            "semantic_dim": 128,
+            "semantic_blocks": 4,
+            "filter_channels": 16,
+        },
+        "base": {
+            "width": 32,
+            "max_width": 320,
+            "denoiser_width": 16,
+            "embedding_dim": 128,
+            "semantic_dim": 320,
+            "semantic_blocks": 4,
+            "filter_channels": 32,
+        },
+    },
     # `sizes` are those of `SAMMed3D`; the smaller two have no padding in attention, and `tiny` a finer mask (32 voxels
     # for 64, not for 128). `rounds` are the prompts per training step; the published training has 11.
     "sam_med3d": {

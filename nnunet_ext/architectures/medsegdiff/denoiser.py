@@ -66,7 +66,7 @@ class TimedBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(batch, in_channels, *grid) and (batch or 1, embedding_dim) -> (batch, out_channels, *grid / stride)."""
-        scale, shift = self.time(embedding).unflatten(1, (2, -1))[(..., *(None,) * (x.dim() - 2))].unbind(1)
+        scale, shift = self.time(embedding).reshape(len(embedding), 2, -1, *(1,) * (x.dim() - 2)).unbind(1)
         h = self.conv1(self.activation(self.norm1(x)))
         h = self.conv2(self.activation(self.norm2(h) * (1 + scale) + shift))
         return self.shortcut(x) + h
@@ -100,7 +100,9 @@ class Denoiser(nn.Module):
         padding = tuple(k // 2 for k in kernel)
         # One convolution of mask and image, in two parts: that of the image is the same in every step.
         self.stem_mask = conv(num_classes, features[0], kernel, padding=padding)
-        self.stem_image = conv(input_channels, features[0], kernel, padding=padding, bias=False) if input_channels else None
+        self.stem_image = (
+            conv(input_channels, features[0], kernel, padding=padding, bias=False) if input_channels else None
+        )
         self.down, self.ups, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for s, width in enumerate(features):
             below = features[max(s - 1, 0)]

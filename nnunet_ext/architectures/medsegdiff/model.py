@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from nnunet_ext.architectures.medsegdiff.ss_former import SSFormer
 # The paper's ablations (its Table 4).
 ANCHORS = ("none", "spatial", "u-sa")
 SEMANTICS = ("none", "ss-former", "ss-former+nbp")
+# Time steps whose filters are kept between windows.
+MOST_KEPT = 128
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,16 @@ class MedSegDiffV2(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         self.input_channels, self.num_classes = input_channels, num_classes
-        self.reduction = [torch.Size(per_axis).numel() for per_axis in zip(*strides, strict=True)]
-        features = [min(width * 2**s, max_width) for s in range(len(strides))]
-        widest = max_width * denoiser_width // width
-        denoiser_features = [min(denoiser_width * 2**s, widest) for s in range(len(strides))]
+        self.reduction = total_stride(strides)
+        features = stage_widths(width, max_width, len(strides))
+        denoiser_features = stage_widths(denoiser_width, max_width * denoiser_width // width, len(strides))
         self.condition_model = ConditionModel(input_channels, num_classes, features, strides, kernel_sizes)
         self.time_embedding = TimeEmbedding(embedding_dim)
         self.denoiser = Denoiser(
             input_channels if show_image else 0, num_classes, denoiser_features, strides, kernel_sizes, embedding_dim
         )
+        self._kept: dict[tuple[int, ...], list[Tensor | None]] = {}
+        self._kept_state: tuple = ()
         attention = {"none": None, "spatial": SpatialAttention, "u-sa": UncertainSpatialAttention}[anchor]
         self.anchor = None if attention is None else attention(features[0], axes)
         self.ss_former = (
@@ -154,6 +158,32 @@ class MedSegDiffV2(nn.Module):
         def with_semantics(e: Tensor) -> Tensor:
             if self.ss_former is None or condition.tokens is None:
                 return e
-            return self.ss_former(condition.tokens, e, self.ss_former.filters(embedding, e.shape[2:]))
+            return self.ss_former(condition.tokens, e, self._filters(t, embedding, e.shape[2:]))
 
         return self.denoiser(x_t, embedding, condition.image, with_anchor, with_semantics)
+
+    def _filters(self, t: Tensor, embedding: Tensor, grid: torch.Size) -> list[Tensor | None]:
+        """The NBP-Filters of these time steps. Outside training they are kept, since every window visits the same."""
+        assert self.ss_former is not None
+        if torch.is_grad_enabled() or len(t) != 1:
+            return self.ss_former.filters(embedding, grid)
+        # Whatever changes a weight in place changes its version.
+        weights = (*self.time_embedding.parameters(), *self.ss_former.parameters())
+        half = torch.is_autocast_enabled(t.device.type)
+        state = (half, *((id(w), w.data_ptr(), w._version) for w in weights))
+        if state != self._kept_state or len(self._kept) > MOST_KEPT:
+            self._kept_state, self._kept = state, {}
+        key = (int(t), *grid)
+        if key not in self._kept:
+            self._kept[key] = self.ss_former.filters(embedding, grid)
+        return self._kept[key]
+
+
+def stage_widths(width: int, max_width: int, stages: int) -> list[int]:
+    """Channels per stage: doubled from `width` up to `max_width`."""
+    return [min(width * 2**s, max_width) for s in range(stages)]
+
+
+def total_stride(strides: Sequence[Sequence[int]]) -> list[int]:
+    """Voxels of the input per voxel of the deepest grid, per axis."""
+    return [math.prod(per_axis) for per_axis in zip(*strides, strict=True)]

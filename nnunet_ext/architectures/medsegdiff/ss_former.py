@@ -42,8 +42,7 @@ class NeuralBandPassFilter(nn.Module):
     def __init__(self, embedding_dim: int, channels: int = 32, blocks: int = 6, kernel_size: int = 3):
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(2 if i == 0 else channels, channels, kernel_size, padding=kernel_size // 2)
-            for i in range(blocks)
+            nn.Conv2d(2 if i == 0 else channels, channels, kernel_size, padding=kernel_size // 2) for i in range(blocks)
         )
         self.scales = nn.ModuleList(nn.Linear(embedding_dim, channels) for _ in range(blocks))
         self.shifts = nn.ModuleList(nn.Linear(embedding_dim, channels) for _ in range(blocks))
@@ -114,9 +113,7 @@ class SpectralAttention(nn.Module):
         )
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, grid: Sequence[int], filter_: Tensor | None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, grid: Sequence[int], filter_: Tensor | None) -> Tensor:
         """Attend: query, key, value (batch, m, d), filter (batch or 1, m, m) or None -> (batch, m, d)."""
         m, d = query.shape[1:]
         q, k, v = (
@@ -181,8 +178,8 @@ class SSFormer(nn.Module):
         nn.init.zeros_(self.unpatchify.bias)
 
     def filters(self, embedding: Tensor, grid: Sequence[int]) -> list[Tensor | None]:
-        """All NBP-Filters of a time step; `grid` is that of the embeddings. They depend on nothing else."""
-        cut = self._patches(grid)
+        """All NBP-Filters of time steps; `grid` is that of the embeddings. They depend on nothing else."""
+        cut = tuple(-(-n // p) for n, p in zip(grid, self.patch_size, strict=True))
         return [None if a.filter is None else a.filter(embedding, cut) for a in self.attentions]  # type: ignore[operator,union-attr]
 
     def tokens(self, condition: Tensor) -> Tensor:
@@ -208,11 +205,8 @@ class SSFormer(nn.Module):
             refined = self.attentions[i](c, e, c, cut, filters[i])
             c = self.attentions[i + 1](refined, e, e, cut, filters[i + 1])
         update = self.unpatchify(self.norm(c).transpose(1, 2).unflatten(2, tuple(cut)))
-        kept = tuple(slice(n) for n in diffusion.shape[2:])
-        return diffusion + update[(..., *kept)]
-
-    def _patches(self, grid: Sequence[int]) -> tuple[int, ...]:
-        return tuple(-(-n // p) for n, p in zip(grid, self.patch_size, strict=True))
+        kept = (slice(None), slice(None)) + tuple(slice(n) for n in diffusion.shape[2:])
+        return diffusion + update[kept]
 
     def _pad(self, x: Tensor) -> Tensor:
         missing = [-n % p for n, p in zip(x.shape[2:], self.patch_size, strict=True)]

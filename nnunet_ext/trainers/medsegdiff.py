@@ -1,0 +1,210 @@
+"""MedSegDiff-V2 (arXiv:2301.11798) as an nnU-Net trainer: what is best per second, the paper's, and the control."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nnunet_ext.inference.sampled import Averaged, DirectControl, SampledMedSegDiffV2
+from nnunet_ext.losses import noise_error, over_chosen
+from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.trainers._base import SharedTrainer
+
+# The paper's: L_n + [t mod ALPHA == 0] (Dice + BETA cross-entropy).
+ALPHA, BETA = 5, 10.0
+# Of the weights' mean; the first steps have less.
+AVERAGE_DECAY = 0.999
+# What validation within the epochs may cost: a sample of this many steps.
+QUICK_STEPS = 5
+# How the paper differs from the plans' network.
+PAPER: dict[str, Any] = {
+    "prediction": "noise",
+    "show_image": False,
+    "sampling": {"sampler": "ddpm", "steps": 100, "samples": 10, "fusion": "staple"},
+}
+
+
+class _AveragedTrainer(SharedTrainer):
+    """AdamW, and a mean of the weights that predicts."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.initial_lr = self.settings.learning_rate or 3e-4
+        self.weight_decay = 1e-2
+
+    def configure_optimizers(self):
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def step(self, loss: Tensor, batch: dict, max_norm: float = 1.0) -> None:
+        super().step(loss, batch, max_norm)
+        network = self.bare_network()
+        assert isinstance(network, Averaged)
+        network.update_average(AVERAGE_DECAY)
+
+
+class nnUNetTrainerMedSegDiffV2Direct(_AveragedTrainer):
+    """The condition model of MedSegDiff-V2 without diffusion, trained alike: the control it is measured against."""
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        arguments = network_arguments("medsegdiff", configuration_manager)
+        return DirectControl(num_input_channels, num_output_channels, **arguments)
+
+
+class nnUNetTrainerMedSegDiffV2(_AveragedTrainer):
+    """MedSegDiff-V2 in any configuration nnU-Net plans, set up for the most accuracy per second.
+
+    The diffusion model predicts the mask itself, one channel per class in [-1, 1], and is scored with nnU-Net's
+    Dice + cross-entropy, as is the condition model at every step; two DDIM steps predict. Sampler, steps, samples, seed
+    and fusion can be set at every prediction (docs/environment.md) and are saved in the plans.json beside it.
+    """
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        return _build(plans_manager, configuration_manager, num_input_channels, num_output_channels, False)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # Not earlier: weights to start from carry the setting of their own data set.
+        self.bare_network().has_regions.fill_(self.label_manager.has_regions)
+
+    def train_step(self, batch: dict) -> dict:
+        data, target = self._to_device(batch)
+        assert isinstance(target, Tensor)
+        x0, counted = diffused_mask(
+            target, self.label_manager.num_segmentation_heads, self.label_manager.has_regions,
+            self.label_manager.ignore_label,
+        )  # fmt: skip
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            output = self.network(data, x0)
+            loss = self.diffusion_loss(output, target, counted) + self.anchor_loss(output, target)
+        self.step(loss, batch)
+        return {"loss": loss.detach().float().cpu().numpy()}
+
+    def diffusion_loss(self, output, target: Tensor, counted: Tensor) -> Tensor:
+        """Of the diffusion model: Dice + cross-entropy of a predicted mask, squared error of anything else."""
+        if self.bare_network().prediction == "x0":
+            return self.loss(output.prediction, target)
+        return noise_error(output.prediction, output.target, counted)
+
+    def anchor_loss(self, output, target: Tensor) -> Tensor:
+        """Of the condition model."""
+        return self.loss(output.anchor, target)
+
+    def validation_step(self, batch: dict) -> dict:
+        network = self.bare_network()
+        full = network.sampling
+        network.sampling = replace(full, sampler="ddim", steps=min(full.steps, QUICK_STEPS), samples=1)
+        try:
+            return super().validation_step(batch)
+        finally:
+            network.sampling = full
+
+
+class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
+    """MedSegDiff-V2 as published: noise prediction, 100 steps, 10 samples, STAPLE.
+
+    L_n + [t mod 5 == 0] (Dice + 10 cross-entropy), AdamW at a constant 1e-4. The paper does not show the image to the
+    diffusion model but through its conditions, and does not say how many of its 1000 steps are skipped; 100 of them
+    are visited here. Expect a prediction to take hundreds of times as long as that of the default.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = self.settings.learning_rate or 1e-4
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        return _build(plans_manager, configuration_manager, num_input_channels, num_output_channels, True)
+
+    def configure_optimizers(self):
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.weighted_loss = copy.deepcopy(self.loss)
+        self.weighted_loss.weight_ce = BETA
+
+    def anchor_loss(self, output, target: Tensor) -> Tensor:
+        return over_chosen(self.weighted_loss, output.anchor, target, output.t % ALPHA == 0)
+
+
+def _build(
+    plans_manager: PlansManager, configuration: ConfigurationManager, channels: int, classes: int, published: bool
+) -> SampledMedSegDiffV2:
+    arguments = network_arguments("medsegdiff", configuration)
+    if published:
+        # The width of the diffusion model is not: the paper's is no smaller than the condition model.
+        arguments = {**arguments, **PAPER, "denoiser_width": arguments["width"]}
+    network = SampledMedSegDiffV2(channels, classes, **arguments)
+    # nnU-Net writes these plans beside predictions, so that each says how it was drawn.
+    plans_manager.plans["nnunet_ext_sampling"] = asdict(network.sampling)
+    return network
+
+
+def diffused_mask(target: Tensor, channels: int, has_regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor]:
+    """The mask that is noised, and which voxels count.
+
+    Args:
+        target: nnU-Net's: label map (batch, 1, *patch), or regions (batch, n, *patch) with, where there is an ignore
+            label, its voxels as one more channel.
+        channels: labels with the background, or regions.
+        has_regions, ignore_label: of the data set.
+
+    Returns:
+        x0, (batch, channels, *patch): 1 in a class, -1 outside, 0 in all where the label is to be ignored; and
+        (batch, 1, *patch), 1 where a voxel counts.
+    """
+    if has_regions:
+        known, mask = target[:, channels:] < 0.5, target[:, :channels].float()
+        counted = known.float() if ignore_label is not None else torch.ones_like(mask[:, :1])
+    else:
+        labels = target[:, 0].long()
+        ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_label is None else labels == ignore_label
+        mask = F.one_hot(labels.masked_fill(ignored, 0), channels).movedim(-1, 1).float()
+        counted = (~ignored)[:, None].float()
+    return (2 * mask - 1) * counted, counted
