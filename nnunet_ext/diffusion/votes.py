@@ -39,7 +39,12 @@ class VotePatterns:
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """The voxels' values: (P, ...) by pattern -> (*grid, ...)."""
-        out = values[self.pattern_of_label][self.first]
+        of_label = values[self.pattern_of_label]
+        present = self.pattern_of_label >= 0
+        if of_label.ndim == 1 and (of_label == np.arange(len(of_label)))[present].all():
+            out = self.first.astype(values.dtype)  # unanimous voxels keep their label: no table is needed
+        else:
+            out = of_label[self.first]
         out[self.disputed] = values[self.pattern_of_disputed]
         return out.reshape(*self.shape, *values.shape[1:])
 
@@ -65,7 +70,7 @@ def vote_patterns(labels: np.ndarray) -> VotePatterns:
     of_each = flat[:, disputed]
     number = int(flat.max()) + 1
 
-    unanimous = np.bincount(first, minlength=number) - np.bincount(first[disputed], minlength=number)
+    unanimous = _histogram(first, number) - _histogram(of_each[0], number)
     present = np.flatnonzero(unanimous)
     pattern_of_label: np.ndarray = np.full(number, -1, dtype=np.intp)
     pattern_of_label[present] = np.arange(len(present))
@@ -83,6 +88,13 @@ def vote_patterns(labels: np.ndarray) -> VotePatterns:
         rows.reshape(-1) + len(present),
         labels.shape[1:],
     )
+
+
+def _histogram(labels: np.ndarray, number: int) -> np.ndarray:
+    """(number,): how often each label occurs."""
+    if number <= 16:  # bincount copies everything to a larger type first
+        return np.array([np.count_nonzero(labels == label) for label in range(number)], dtype=np.int64)
+    return np.bincount(labels, minlength=number)
 
 
 def _codes(votes: np.ndarray, number: int) -> np.ndarray:
