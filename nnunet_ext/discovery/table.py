@@ -159,7 +159,11 @@ ENTRIES = (
         ),
     ),
     Entry("ExactFastPreprocessor", "nnunet_ext.plans.preprocessor", kind="preprocessor"),
-    Entry("nnUNetPlannerSAMMed3D", "nnunet_ext.plans.sam_med3d", kind="planner"),
+    Entry("nnUNetPlannerMedSegDiffV2", "nnunet_ext.plans.planner", kind="planner"),
+    Entry("nnUNetPlannerSAMMed3D", "nnunet_ext.plans.planner", kind="planner"),
+    Entry("nnUNetPlannerSegMamba", "nnunet_ext.plans.planner", kind="planner"),
+    Entry("nnUNetPlannerUNETRPP", "nnunet_ext.plans.planner", kind="planner"),
+    Entry("nnUNetPlannerUniverSeg", "nnunet_ext.plans.planner", kind="planner"),
     Entry(
         "nnUNetTrainerUniverSeg",
         "nnunet_ext.trainers.universeg",

@@ -111,11 +111,7 @@ def write_plans(
         configuration["batch_size"] = batch_size or BATCH_SIZES.get(model, configuration["batch_size"])
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
         arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
-        configuration["architecture"] = {
-            "network_class_name": NETWORKS[model],
-            "arch_kwargs": arguments,
-            "_kw_requires_import": [],
-        }
+        configuration["architecture"] = architecture(model, arguments)
         planned.append(
             Planned(
                 configuration_name,
@@ -208,11 +204,27 @@ def _count_parameters(model: str, arguments: dict[str, Any], folder: Path) -> in
     import torch
 
     dataset = read_json(folder / "dataset.json")
-    channels = len(dataset.get("channel_names") or dataset["modality"])
-    outputs = len([label for label in dataset["labels"] if label != "ignore"])
     with torch.device("meta"):
-        network = pydoc.locate(NETWORKS[model])(channels, outputs, **arguments)  # type: ignore[operator]
+        network = pydoc.locate(NETWORKS[model])(input_channels(dataset), num_outputs(dataset), **arguments)  # type: ignore[operator]
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def architecture(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a configuration that makes nnU-Net build this network."""
+    return {"network_class_name": NETWORKS[model], "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def input_channels(dataset_json: dict[str, Any]) -> int:
+    """Channels of a data set's images."""
+    return len(dataset_json.get("channel_names") or dataset_json["modality"])
+
+
+def num_outputs(dataset_json: dict[str, Any]) -> int:
+    """Channels of a network's output: labels with the background, or regions."""
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    return int(manager.num_segmentation_heads)
 
 
 def sizes(model: str) -> list[str]:
