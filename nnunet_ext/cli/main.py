@@ -28,6 +28,7 @@ COMMANDS = {
     "predict-fewshot": "segment images by a few labelled ones, with no training (UniverSeg)",
     "support": "put other labelled images in the place of those a UniverSeg checkpoint carries",
     "evaluate": "Dice, HD95, NSD, ASSD and volumes of predictions against references",
+    "uncertainty": "entropy, variance, agreement, GED and calibration of a prediction's samples",
     "report": "compare methods on one page: intervals, tests, plots, pictures, a methods paragraph",
 }
 
