@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.plans.presets import NETWORKS, PRESETS
@@ -41,6 +42,11 @@ def arguments_for_patch(
         pool_op_kernel_sizes: nnU-Net's strides for this patch, the first of them 1 on every axis.
     """
     return {**PRESETS[model][size], **_FROM_PATCH[model](patch_size, pool_op_kernel_sizes)}
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Parameters of a network; a mean of its weights that is kept beside them does not count again."""
+    return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("average."))
 
 
 def _segmamba(patch_size: list[int], pool_op_kernel_sizes: list[list[int]]) -> dict[str, Any]:

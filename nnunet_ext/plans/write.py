@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
-from nnunet_ext.plans.network import arguments_for_patch
+from nnunet_ext.plans.network import arguments_for_patch, count_parameters
 from nnunet_ext.plans.presets import AXES, BATCH_SIZES, NETWORKS, PRESETS, TITLES
 
 # nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
@@ -206,7 +206,7 @@ def _count_parameters(model: str, arguments: dict[str, Any], folder: Path) -> in
     dataset = read_json(folder / "dataset.json")
     with torch.device("meta"):
         network = pydoc.locate(NETWORKS[model])(input_channels(dataset), num_outputs(dataset), **arguments)  # type: ignore[operator]
-    return sum(parameter.numel() for parameter in network.parameters())
+    return count_parameters(network)
 
 
 def architecture(model: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 
@@ -242,7 +243,7 @@ class SharedTrainer(nnUNetTrainer):
             f"nnunet_ext: {self.num_epochs} epochs x {self.num_iterations_per_epoch} iterations, "
             f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}"
         )
-        parameters = sum(p.numel() for p in self.network.parameters())
+        parameters = count_parameters(self.bare_network())
         self._record = {
             "trainer": type(self).__name__,
             "plans": self.plans_manager.plans_name,
