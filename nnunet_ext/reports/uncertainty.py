@@ -72,7 +72,7 @@ def write_picture(result: Uncertainty, case: str, like: Path, path: Path) -> Non
         axes.set_xticks([])
         axes.set_yticks([])
         figure.colorbar(shown, ax=axes, shrink=0.8)
-    figure.suptitle(f"{case}{place}: {result.samples} samples; within the blue line half of them have foreground")
+    figure.suptitle(f"{case}{place}: {result.samples} samples; within the blue line at least half have foreground")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
