@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-step_size", type=float, default=0.5, help="of the sliding window (%(default)s)")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, less accurate")
     parser.add_argument("--save_probabilities", action="store_true", help="also write .npz and .pkl for ensembles")
+    parser.add_argument(
+        "--save_samples", type=Path, metavar="FOLDER", help="MedSegDiff-V2: each sample, for nnunet_ext uncertainty"
+    )
     parser.add_argument("--continue_prediction", action="store_true", help="keep results that are whole and fit")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint (%(default)s)")
     parser.add_argument("-npp", type=int, default=3, metavar="N", help="cases prepared and written at a time, at most")
@@ -90,7 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     # A single case has nothing to count but its windows.
     predictor.allow_tqdm = len(cases) == 1 and not arguments.disable_progress_bar
     results = predictor.predict_folder(
-        cases, threads=min(arguments.npp, cores), save_probabilities=arguments.save_probabilities
+        cases,
+        threads=min(arguments.npp, cores),
+        save_probabilities=arguments.save_probabilities,
+        samples_folder=arguments.save_samples,
     )
     with tqdm(total=len(cases), unit="case", disable=arguments.disable_progress_bar or len(cases) < 2) as bar:
         for done in results:

@@ -8,13 +8,14 @@ reported and the others are finished.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import gunzip, write_json
 from nnunet_ext.inference.fast_export import segmentation_of_logits
+from nnunet_ext.inference.sampled import SampledMedSegDiffV2
+from nnunet_ext.inference.samples_file import write_samples
+from nnunet_ext.inference.sampling import Place
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -78,7 +82,12 @@ class FolderPredictor(nnUNetPredictor):
             raise UserError(f"--precision fp16 needs a CUDA device, not {self.device.type}; use bf16 or fp32")
 
     def predict_folder(
-        self, cases: Sequence[Case], *, threads: int = 1, save_probabilities: bool = False
+        self,
+        cases: Sequence[Case],
+        *,
+        threads: int = 1,
+        save_probabilities: bool = False,
+        samples_folder: Path | None = None,
     ) -> Iterator[Done]:
         """Predict cases in order; yields each when its file is written.
 
@@ -86,7 +95,16 @@ class FolderPredictor(nnUNetPredictor):
             cases: what to predict.
             threads: cases that are preprocessed ahead, and exported behind, at the same time.
             save_probabilities: also write nnU-Net's .npz and .pkl, which needs every class at full size.
+            samples_folder: for networks that draw samples: each is stitched for itself, written here
+                (`nnunet_ext.inference.samples_file`) and fused after that, not window by window.
+
+        Raises:
+            UserError: `samples_folder` for a network that draws none.
         """
+        if samples_folder is not None and not (
+            isinstance(self.network, SampledMedSegDiffV2) and self.network.sampling.steps
+        ):
+            raise UserError("--save_samples needs a network that draws samples, MedSegDiff-V2, and at least one step")
         threads = max(1, min(threads, len(cases)))
         with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
@@ -97,14 +115,19 @@ class FolderPredictor(nnUNetPredictor):
                     if position + threads < len(cases):
                         waiting.append(before.submit(self._prepare, cases[position + threads]))
                     started = time.perf_counter()
-                    logits = self.predict_logits_from_preprocessed_data(data).cpu()
+                    if samples_folder is None:
+                        logits, samples = self.predict_logits_from_preprocessed_data(data).cpu(), None
+                    else:
+                        logits, samples = self._predict_samples(data)
                     seconds = time.perf_counter() - started
                 except Exception as error:  # whatever it is, the other cases can be predicted
                     if position + threads < len(cases) and len(waiting) < threads:
                         waiting.append(before.submit(self._prepare, cases[position + threads]))
                     yield Done(case, 0.0, reason(error))
                     continue
-                exports.append(behind.submit(self._export, case, logits, properties, seconds, save_probabilities))
+                drawn = None if samples is None or samples_folder is None else (samples_folder, samples)
+                arguments = (case, logits, properties, seconds, save_probabilities, drawn)
+                exports.append(behind.submit(self._export, *arguments))
                 # No more results in memory than threads work on.
                 while len(exports) > threads or (exports and exports[0].done()):
                     yield exports.pop(0).result()
@@ -129,22 +152,57 @@ class FolderPredictor(nnUNetPredictor):
             data = np.vstack((data, convert_labelmap_to_one_hot(previous[0], labels, data.dtype)))
         return torch.from_numpy(data).to(torch.float32, memory_format=torch.contiguous_format), properties
 
-    def _export(self, case: Case, logits: torch.Tensor, properties: dict, seconds: float, dense: bool) -> Done:
+    def _predict_samples(self, data: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits (classes, *grid) of the fused samples, and of each of them."""
+        network = self.network
+        assert isinstance(network, SampledMedSegDiffV2)
+        all_samples = network.sampling
+        try:
+            network.sampling = replace(all_samples, samples=1)
+            samples = []
+            for network.first_sample in range(all_samples.samples):
+                samples.append(self.predict_logits_from_preprocessed_data(data).cpu())
+        finally:
+            network.sampling, network.first_sample = all_samples, 0
+        probabilities = torch.stack([network.probabilities(logits[None])[0] for logits in samples])
+        return network.fuse(probabilities)[0], samples
+
+    def _export(
+        self,
+        case: Case,
+        logits: torch.Tensor,
+        properties: dict,
+        seconds: float,
+        dense: bool,
+        drawn: tuple[Path, list[torch.Tensor]] | None = None,
+    ) -> Done:
         ending = self.dataset_json["file_ending"]
         # Beside the result, under a name nobody takes for one, and with the ending the writer goes by.
         partial = case.output.with_name(f".partial-{os.getpid()}-{case.name}")
+        trial = partial.with_name(f"{partial.name}-sample{ending}")
         files = {partial.with_name(partial.name + ending): case.output}
         try:
+            managers = (self.plans_manager, self.configuration_manager, self.label_manager)
+            writer = self.plans_manager.image_reader_writer_class()
             if dense:
                 arguments = (self.configuration_manager, self.plans_manager, self.dataset_json, str(partial), True, 1)
                 export_prediction_from_logits(logits, properties, *arguments)
                 for kind in (".npz", ".pkl"):
                     files[partial.with_name(partial.name + kind)] = case.output.with_name(case.name + kind)
             else:
-                managers = (self.plans_manager, self.configuration_manager, self.label_manager)
                 segmentation = segmentation_of_logits(logits, *managers, properties)
-                writer = self.plans_manager.image_reader_writer_class()
                 writer.write_seg(segmentation, str(partial) + ending, properties)
+            if drawn is not None:
+                maps = []
+                for sample in drawn[1]:
+                    # By way of a file, because some of nnU-Net's readers turn images.
+                    files[trial] = trial
+                    writer.write_seg(segmentation_of_logits(sample, *managers, properties), str(trial), properties)
+                    maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(trial))))
+                settings = asdict(self.network.sampling)
+                write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
+                trial.unlink()
+                del files[trial]
             for temporary, final in files.items():
                 os.replace(temporary, final)
         except Exception as error:
@@ -153,6 +211,11 @@ class FolderPredictor(nnUNetPredictor):
             for temporary in files:
                 temporary.unlink(missing_ok=True)
         return Done(case, seconds)
+
+    def _internal_predict_sliding_window_return_logits(self, data: torch.Tensor, slicers: list, do_on_device=True):
+        # The windows come in this order, and all over again when a GPU's memory did not suffice.
+        self._windows = iter([(window, tuple(data.shape[1:])) for window in slicers])
+        return super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
 
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         device = self.device.type
@@ -163,9 +226,31 @@ class FolderPredictor(nnUNetPredictor):
         else:
             context = nullcontext()
         with context:
-            prediction = super()._internal_maybe_mirror_and_predict(x)
+            if isinstance(self.network, SampledMedSegDiffV2):
+                prediction = self._mirror_and_sample(self.network, x, *next(self._windows))
+            else:
+                prediction = super()._internal_maybe_mirror_and_predict(x)
         # The Gaussian weights and the sums are half precision, which has more digits than bf16.
         return prediction.float() if self.precision == "bf16" else prediction
+
+    def _mirror_and_sample(
+        self, network: SampledMedSegDiffV2, x: torch.Tensor, window: tuple, volume: tuple[int, ...]
+    ) -> torch.Tensor:
+        """nnU-Net's mean over mirrored windows, with the volume's own noise at every voxel."""
+        origin = tuple(place if isinstance(place, int) else place.start for place in window[1:])
+        axes = (self.allowed_mirroring_axes or ()) if self.use_mirroring else ()
+        combinations = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+        total = None
+        try:
+            for mirrored in combinations:
+                network.place = Place(origin, volume, mirrored)
+                flipped = [axis + 2 for axis in mirrored]
+                logits = network(x.flip(flipped)).flip(flipped)
+                total = logits if total is None else total + logits
+        finally:
+            network.place = None
+        assert total is not None
+        return total / len(combinations)
 
 
 def reason(error: BaseException) -> str:

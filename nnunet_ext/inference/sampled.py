@@ -154,7 +154,9 @@ class SampledMedSegDiffV2(Averaged):
         self.schedule = SCHEDULES[schedule](timesteps)
         self.recycle = recycle
         self.sampling = Sampling(**(sampling or DEFAULT_SAMPLING)).changed(timesteps)
+        # Set by predictors that know more than nnU-Net's: where the window lies, and which sample comes first.
         self.place: Place | None = None
+        self.first_sample = 0
         # Whether outputs are regions, which may overlap; set by the trainer and kept with the weights.
         self.register_buffer("has_regions", torch.zeros(1, dtype=torch.bool))
         self.has_regions: Tensor
@@ -194,7 +196,7 @@ class SampledMedSegDiffV2(Averaged):
     def _first_guess(self, x0: Tensor, condition: Condition) -> Tensor:
         """The mask according to the model that sees noise alone; ignored voxels stay unknown."""
         last = torch.full((len(x0),), len(self.schedule) - 1, device=x0.device)
-        guess = 2 * self._probabilities(self.trained.denoise(torch.randn_like(x0), last, condition)) - 1
+        guess = 2 * self.probabilities(self.trained.denoise(torch.randn_like(x0), last, condition)) - 1
         return torch.where((x0 == 0).all(1, keepdim=True), x0, guess)
 
     # Prediction ------------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class SampledMedSegDiffV2(Averaged):
         condition = self.average.condition(x)
         if not self.sampling.steps:
             return _crop(condition.logits, patch).clone()
-        return self._fuse(self._draw(condition, patch))
+        return self.fuse(self._draw(condition, patch))
 
     def _draw(self, condition: Condition, patch: torch.Size) -> Tensor:
         """Probabilities of each sample, (samples, num_classes, *patch)."""
@@ -213,7 +215,7 @@ class SampledMedSegDiffV2(Averaged):
         def model(x_t: Tensor, t: Tensor) -> Tensor:
             # All samples are at one step: what depends on it alone is computed once.
             output = self.average.denoise(x_t, t[:1], condition).float()
-            return 2 * self._probabilities(output) - 1 if self.prediction == "x0" else output
+            return 2 * self.probabilities(output) - 1 if self.prediction == "x0" else output
 
         drawn = []
         for first in range(0, self.sampling.samples, SAMPLES_AT_ONCE):
@@ -231,15 +233,17 @@ class SampledMedSegDiffV2(Averaged):
         return torch.cat(drawn)
 
     def _noise(self, number: int, step: int, patch: torch.Size) -> Tensor:
-        return draw_noise((self.sampling.seed, number, step), self.num_classes, patch, self.place)
+        numbers = (self.sampling.seed, self.first_sample + number, step)
+        return draw_noise(numbers, self.num_classes, patch, self.place)
 
-    def _fuse(self, probabilities: Tensor) -> Tensor:
-        """Logits (1, num_classes, *patch) of samples (samples, num_classes, *patch)."""
+    def fuse(self, probabilities: Tensor) -> Tensor:
+        """Logits (1, num_classes, *grid) of samples (samples, num_classes, *grid)."""
         fused = fuse(probabilities, self.sampling.fusion, regions=bool(self.has_regions))[None]
         fused = fused.clamp(UNSURE, 1 - UNSURE)
         return fused.logit() if self.has_regions else fused.log()
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of classes or of regions, (batch, num_classes, *grid)."""
         return logits.float().sigmoid() if self.has_regions else logits.float().softmax(1)
 
 
