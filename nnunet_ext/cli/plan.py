@@ -1,10 +1,13 @@
 """Write plans that name one of our networks at a chosen size.
 
 The plans are derived from nnU-Net's own for the same data set: spacing, normalisation and folders stay, so data that
-are preprocessed already are used as they are. Without a model, plans of any network are copied with the fast
-preprocessor, whose output is nnU-Net's.
+are preprocessed already are used as they are. With --memory nothing is written: a table shows which patch and batch
+fit GPUs of several sizes; --gpu-memory-target takes one of them. Without a model, plans of any network are copied with
+the fast preprocessor, whose output is nnU-Net's.
 
 example:
+  nnunet_ext plan -d 4 --model segmamba --memory
+  nnunet_ext plan -d 4 --model segmamba --gpu-memory-target 24
   nnunet_ext plan -d 4 --model segmamba --size tiny
   nnUNetv2_train 4 3d_fullres 0 -p nnUNetPlansSegMambaTiny -tr nnUNetTrainerSegMamba
   nnunet_ext plan -d 4 --fast-preprocessing
@@ -16,10 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnunet_ext.cli.numbers import at_least_one
+from nnunet_ext.cli.numbers import at_least_one, gigabytes
 from nnunet_ext.errors import UserError
 from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
 
@@ -35,6 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--base-plans", default="nnUNetPlans", help="existing plans to derive from (%(default)s)")
     parser.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="voxels per axis, in the plan's order")
     parser.add_argument("--batch-size", type=at_least_one, metavar="N", help="samples per training step")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--memory",
+        nargs="*",
+        type=gigabytes,
+        metavar="GB",
+        help="write nothing; show what fits GPUs of these sizes (default: 8 11 16 24 40 80)",
+    )
+    memory.add_argument(
+        "--gpu-memory-target", type=gigabytes, metavar="GB", help="patch and batch that fit a GPU of this size"
+    )
     parser.add_argument("-o", "--plans-name", help="name of the new plans (default: base plans + model + size)")
     parser.add_argument("--json", action="store_true", help="print what was planned as JSON on stdout")
 
@@ -44,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.fast_preprocessing:
         return _fast_preprocessing(arguments, write_fast_preprocessing)
+    if arguments.memory is not None:
+        return _show_memory(arguments)
     path, planned = write_plans(
         arguments.dataset,
         arguments.model,
@@ -52,12 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
         configurations=arguments.configurations,
         patch_size=arguments.patch_size,
         batch_size=arguments.batch_size,
+        gpu_gigabytes=arguments.gpu_memory_target,
         plans_name=arguments.plans_name,
+        progress=True,
     )
     if arguments.json:
         print(json.dumps({"plans": str(path), "configurations": [vars(p) for p in planned]}, indent=2))
     print(f"{path}\n", file=sys.stderr)
-    heading = ("configuration", "patch", "batch", "parameters", "preprocessed")
+    heading = ("configuration", "patch", "batch", "parameters", "preprocessed", "GPU memory")
     rows = [
         (
             p.configuration,
@@ -65,20 +83,64 @@ def run(arguments: argparse.Namespace) -> int:
             str(p.batch_size),
             f"{p.parameters / 1e6:.2f} M",
             "yes, reused" if p.preprocessed else "no",
+            f"{p.gigabytes:.1f} GB estimated",
         )
         for p in planned
     ]
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    for row in [heading, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=sys.stderr)
+    _print_table(heading, rows)
     trainer = f"nnUNetTrainer{TITLES[arguments.model]}"
     example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
     print(f"\nnext: {example}", file=sys.stderr)
     return 0
 
 
+def _show_memory(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from nnunet_ext.plans.offer import MEMORY_SIZES_GB, offers
+    from nnunet_ext.plans.write import data_of_plans
+
+    written = [name for name in ("patch_size", "batch_size", "plans_name") if getattr(arguments, name) is not None]
+    if written:
+        raise UserError(f"--{written[0].replace('_', '-')} belongs to plans that are written; --memory writes none")
+    configurations = data_of_plans(
+        arguments.dataset, arguments.model, base_plans=arguments.base_plans, configurations=arguments.configurations
+    )
+    sizes = sorted(arguments.memory) or MEMORY_SIZES_GB
+    total = len(sizes) * len(configurations)
+    each = offers(arguments.model, arguments.size, configurations, sizes)
+    found = list(tqdm(each, total=total, desc="estimate", unit="GPU", delay=2, leave=False))
+    if arguments.json:
+        rows = [{**vars(offer), "fit": offer.fit and vars(offer.fit)} for offer in found]
+        print(json.dumps(rows, indent=2))
+    heading = ("GPU", "configuration", "patch", "batch", "estimated")
+    lines = [
+        (
+            f"{offer.gpu_gigabytes:g} GB",
+            offer.configuration,
+            *(
+                ("x".join(map(str, fit.patch_size)), str(fit.batch_size), f"{fit.gigabytes:.1f} GB")
+                if (fit := offer.fit)
+                else ("nothing fits", "", "")
+            ),
+        )
+        for offer in found
+    ]
+    _print_table(heading, lines)
+    chosen = f"nnunet_ext plan -d {arguments.dataset} --model {arguments.model} --size {arguments.size}"
+    print(f"\nnothing written; next: {chosen} --gpu-memory-target {sizes[-1]:g}", file=sys.stderr)
+    return 0 if any(offer.fit for offer in found) else 1
+
+
+def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    for row in (heading, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=sys.stderr)
+
+
 def _fast_preprocessing(arguments: argparse.Namespace, write: Callable[..., Path]) -> int:
-    unused = [name for name in ("configurations", "patch_size", "batch_size") if getattr(arguments, name) is not None]
+    of_model = ("configurations", "patch_size", "batch_size", "memory", "gpu_memory_target")
+    unused = [name for name in of_model if getattr(arguments, name) is not None]
     if unused:
         raise UserError(
             f"--{unused[0].replace('_', '-')} belongs to --model; --fast-preprocessing changes nothing else"

@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.plans.fit import Data, fit
+from nnunet_ext.plans.memory import on_gpu
 from nnunet_ext.plans.network import arguments_for_patch, count_parameters
+from nnunet_ext.plans.offer import planned_data
 from nnunet_ext.plans.presets import AXES, BATCH_SIZES, NETWORKS, PRESETS, TITLES
+from nnunet_ext.plans.training import estimate
 
 # nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
 PREPROCESSOR, FAST_PREPROCESSOR = "DefaultPreprocessor", "ExactFastPreprocessor"
@@ -20,7 +26,7 @@ PREPROCESSOR, FAST_PREPROCESSOR = "DefaultPreprocessor", "ExactFastPreprocessor"
 
 @dataclass(frozen=True)
 class Planned:
-    """One configuration of the plans just written."""
+    """One configuration of the plans just written; `gigabytes` are estimated for training on a GPU."""
 
     configuration: str
     patch_size: tuple[int, ...]
@@ -28,6 +34,7 @@ class Planned:
     arguments: dict[str, Any]
     parameters: int
     preprocessed: bool
+    gigabytes: float
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -63,7 +70,9 @@ def write_plans(
     configurations: Sequence[str] | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    gpu_gigabytes: float | None = None,
     plans_name: str | None = None,
+    progress: bool = False,
 ) -> tuple[Path, list[Planned]]:
     """Derive plans for `model` from nnU-Net's plans of the same data set.
 
@@ -78,16 +87,81 @@ def write_plans(
         configurations: which to keep; None keeps all that the network has a form for.
         patch_size: voxels per axis in the plan's axis order, for all kept configurations of that many axes.
         batch_size: samples per step, for all kept configurations; None keeps those planned, or the network's own.
-        plans_name: None makes `base_plans` + model + size.
+        gpu_gigabytes: choose patch and batch to fit a GPU of this size instead, 1e9 bytes each.
+        plans_name: None makes `base_plans` + model + size, and the GPU's size if one is given.
+        progress: show a bar on stderr when it takes long.
 
     Returns:
         The file written, and what it plans.
 
     Raises:
-        UserError: base plans missing, unknown configuration, or a patch that does not fit.
+        UserError: base plans missing, unknown configuration, a patch that does not fit, or nothing that fits the GPU.
+    """
+    if gpu_gigabytes is not None and (patch_size or batch_size):
+        raise UserError("--gpu-memory-target chooses patch and batch; leave out --patch-size and --batch-size")
+    folder = preprocessed_folder(dataset)
+    plans = _read_plans(folder, base_plans, dataset)
+    chosen = _choose(plans, model, configurations, base_plans)
+    suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
+    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}{suffix}")
+    description = read_json(folder / "dataset.json")
+    channels, outputs = input_channels(description), num_outputs(description)
+
+    planned = []
+    for name in tqdm(chosen, desc="plan", unit="configuration", delay=2, leave=False, disable=not progress):
+        configuration = plans["configurations"][name]
+        if gpu_gigabytes is not None:
+            fitted = fit(model, size, _data(plans, name, description), gpu_gigabytes)
+            configuration["batch_size"] = fitted.batch_size
+            _set_patch(configuration, fitted.patch_size, name)
+        else:
+            configuration["batch_size"] = batch_size or BATCH_SIZES.get(model, configuration["batch_size"])
+            if patch_size is not None:
+                _set_patch(configuration, patch_size, name)
+        strides = configuration["architecture"]["arch_kwargs"]["strides"]
+        arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
+        configuration["architecture"] = architecture(model, arguments)
+        sizes = (channels, outputs, configuration["patch_size"], configuration["batch_size"])
+        planned.append(
+            Planned(
+                name,
+                tuple(configuration["patch_size"]),
+                configuration["batch_size"],
+                arguments,
+                _count_parameters(model, arguments, channels, outputs),
+                (folder / configuration["data_identifier"]).is_dir(),
+                round(on_gpu(estimate(model, arguments, *sizes).total) / 1e9, 2),
+            )
+        )
+    # A configuration that still names nnU-Net's network would be trained with sizes nobody planned.
+    kept = set(chosen)
+    plans["configurations"] = {
+        key: value
+        for key, value in plans["configurations"].items()
+        if key in kept or value.get("inherits_from") in kept
+    }
+    _preprocess_fast(plans)
+    path = folder / f"{plans['plans_name']}.json"
+    write_json(path, plans)
+    return path, planned
+
+
+def data_of_plans(
+    dataset: str, model: str, *, base_plans: str = "nnUNetPlans", configurations: Sequence[str] | None = None
+) -> dict[str, Data]:
+    """What the patch of each configuration depends on, for those `write_plans` would keep.
+
+    Raises:
+        UserError: as `write_plans`.
     """
     folder = preprocessed_folder(dataset)
     plans = _read_plans(folder, base_plans, dataset)
+    description = read_json(folder / "dataset.json")
+    return {name: _data(plans, name, description) for name in _choose(plans, model, configurations, base_plans)}
+
+
+def _choose(plans: dict[str, Any], model: str, configurations: Sequence[str] | None, base_plans: str) -> list[str]:
+    """Configurations to plan: those asked for, or all the network has a form for."""
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
     formed = [key for key, value in own.items() if len(value["patch_size"]) in AXES[model]]
     chosen = formed if configurations is None else list(configurations)
@@ -100,39 +174,12 @@ def write_plans(
             f"{TITLES[model]} takes {' or '.join(map(str, AXES[model]))} axes, so not {', '.join(misfits or own)} in "
             f"{base_plans}.json; {'choose -c ' + ' '.join(formed) if formed else 'plan such a configuration first'}"
         )
-    name = _checked_name(plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}")
-    plans["plans_name"] = name
+    return chosen
 
-    planned = []
-    for configuration_name in chosen:
-        configuration = own[configuration_name]
-        if patch_size is not None:
-            _set_patch(configuration, patch_size, configuration_name)
-        configuration["batch_size"] = batch_size or BATCH_SIZES.get(model, configuration["batch_size"])
-        strides = configuration["architecture"]["arch_kwargs"]["strides"]
-        arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
-        configuration["architecture"] = architecture(model, arguments)
-        planned.append(
-            Planned(
-                configuration_name,
-                tuple(configuration["patch_size"]),
-                configuration["batch_size"],
-                arguments,
-                _count_parameters(model, arguments, folder),
-                (folder / configuration["data_identifier"]).is_dir(),
-            )
-        )
-    # A configuration that still names nnU-Net's network would be trained with sizes nobody planned.
-    kept = set(chosen)
-    plans["configurations"] = {
-        key: value
-        for key, value in plans["configurations"].items()
-        if key in kept or value.get("inherits_from") in kept
-    }
-    _preprocess_fast(plans)
-    path = folder / f"{name}.json"
-    write_json(path, plans)
-    return path, planned
+
+def _data(plans: dict[str, Any], configuration: str, description: dict[str, Any]) -> Data:
+    cases = description["numTraining"]
+    return planned_data(plans, configuration, input_channels(description), num_outputs(description), cases)
 
 
 def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plans_name: str | None = None) -> Path:
@@ -197,15 +244,14 @@ def _set_patch(configuration: dict[str, Any], patch_size: Sequence[int], name: s
     configuration["architecture"]["arch_kwargs"]["strides"] = [[int(s) for s in stride] for stride in strides]
 
 
-def _count_parameters(model: str, arguments: dict[str, Any], folder: Path) -> int:
+def _count_parameters(model: str, arguments: dict[str, Any], channels: int, outputs: int) -> int:
     """Parameters of the network for this data set's channels and labels, without allocating them."""
     import pydoc
 
     import torch
 
-    dataset = read_json(folder / "dataset.json")
     with torch.device("meta"):
-        network = pydoc.locate(NETWORKS[model])(input_channels(dataset), num_outputs(dataset), **arguments)  # type: ignore[operator]
+        network = pydoc.locate(NETWORKS[model])(channels, outputs, **arguments)  # type: ignore[operator]
     return count_parameters(network)
 
 
