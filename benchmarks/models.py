@@ -38,7 +38,12 @@ from nnunet_ext.architectures.epa import EPA
 from nnunet_ext.architectures.segmamba import OFFICIAL_NUM_SLICES, SegMamba
 from nnunet_ext.architectures.unetrpp import UNETRPP
 from nnunet_ext.architectures.unetrpp_plain import plain_forward
+from nnunet_ext.diffusion.samplers import sample
 from nnunet_ext.files import write_text
+from nnunet_ext.inference.sampled import DirectControl, SampledMedSegDiffV2
+from nnunet_ext.inference.sampling import draw_noise
+from nnunet_ext.plans.network import arguments_for_patch, count_parameters
+from nnunet_ext.trainers.medsegdiff import PAPER
 from nnunet_ext.trainers.run_record import describe_hardware, describe_software
 
 HERE = Path(__file__).parent
@@ -148,12 +153,69 @@ def segmamba_golden(model: nn.Module, row: Row) -> str:
     return f"outputs {difference:.1e} of the largest from the published ones, at the small size of the golden file"
 
 
+def medsegdiff(kind: str) -> Callable[[Row], nn.Module]:
+    """MedSegDiff-V2 as its trainers build it: "default", "paper", or the "direct" control."""
+
+    def build(row: Row) -> nn.Module:
+        strides = [[1] * len(row.patch_size), *[[2] * len(row.patch_size)] * 4]
+        sizes = arguments_for_patch("medsegdiff", "base", list(row.patch_size), strides)
+        if kind == "direct":
+            return DirectControl(row.channels, row.classes, **sizes)
+        published = {**PAPER, "denoiser_width": sizes["width"]} if kind == "paper" else {}
+        model = SampledMedSegDiffV2(row.channels, row.classes, **{**sizes, **published})
+        for parameter in (*model.trained.parameters(), *model.average.parameters()):
+            if not parameter.detach().any():  # zero at first, which would hide a wrong part from the gate
+                nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(0))
+        return model
+
+    return build
+
+
+def same_as_one_by_one(model: nn.Module, row: Row) -> str:
+    """Against samples drawn one by one, the image looked at anew in each step; for the control nothing is compared."""
+    if isinstance(model, DirectControl):
+        return "the condition model of medsegdiff, compared there"
+    model.eval()
+    few = replace(model.sampling, samples=min(model.sampling.samples, 2), steps=2)
+    model.sampling, full = few, model.sampling
+    with torch.no_grad():
+        found = model(image(row))
+        drawn = []
+        for number in range(few.samples):
+
+            def noise(step: int, number: int = number) -> Tensor:
+                return draw_noise((few.seed, number, step), row.classes, row.patch_size)[None]
+
+            def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+                with torch.enable_grad():  # filters are kept without
+                    y = model.average.denoise(x_t, t, model.average.condition(image(row))).detach()
+                return 2 * y.softmax(1) - 1 if model.prediction == "x0" else y
+
+            x0 = sample(
+                denoise, noise(len(model.schedule)), model.schedule, steps=2, sampler=few.sampler,
+                prediction=model.prediction, noise=noise,
+            )  # fmt: skip
+            drawn.append((x0 + 1) / 2)
+        expected = model.fuse(torch.cat(drawn))
+    model.sampling = full
+    difference = compare([found], [expected])
+    if difference > 1e-3:
+        raise SystemExit(f"not timed: {difference:.1e} of the largest output from samples drawn one by one")
+    return f"{difference:.1e} of the largest output from samples drawn one by one (two steps, up to two samples)"
+
+
 ROWS = {
     "unetrpp-synapse": Row(1, 14, (64, 128, 128), unetrpp("synapse"), same_as_plain, plain_forward),
     "unetrpp-acdc": Row(1, 4, (16, 160, 160), unetrpp("acdc"), same_as_plain, plain_forward),
     "unetrpp-lung": Row(1, 2, (32, 192, 192), unetrpp("lung"), same_as_plain, plain_forward),
     "unetrpp-tumor": Row(4, 4, (128, 128, 128), unetrpp("tumor"), same_as_plain, plain_forward),
     "segmamba-brats": Row(4, 4, (128, 128, 128), segmamba, segmamba_golden, trained=False),
+    # Evaluations of the diffusion model per window: none, 2, and 100 steps times 10 samples.
+    "medsegdiff-2d-direct": Row(1, 3, (64, 64), medsegdiff("direct"), same_as_one_by_one, trained=False),
+    "medsegdiff-2d": Row(1, 3, (64, 64), medsegdiff("default"), same_as_one_by_one, trained=False),
+    "medsegdiff-2d-paper": Row(1, 3, (64, 64), medsegdiff("paper"), same_as_one_by_one, trained=False),
+    "medsegdiff-3d-direct": Row(1, 3, (64, 64, 64), medsegdiff("direct"), same_as_one_by_one, trained=False),
+    "medsegdiff-3d": Row(1, 3, (64, 64, 64), medsegdiff("default"), same_as_one_by_one, trained=False),
 }
 
 
@@ -186,7 +248,7 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
     implementations = list(networks(row, model))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # Fused attention is not counted, its plain form is.
-        networks(row, model)[implementations[-1]](image(row))
+        networks(row, model.eval())[implementations[-1]](image(row))
     records: dict[str, dict[str, object]] = {key: {} for key in implementations}
     for backward, what in ((False, "forward"), (True, "training"))[: 1 + row.trained]:
         seconds = in_process(timed, name, repeats, backward)
@@ -202,7 +264,7 @@ def measure(name: str, repeats: int) -> list[dict[str, object]]:
             "channels": row.channels,
             "classes": row.classes,
             "patch_size": "x".join(map(str, row.patch_size)),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": count_parameters(model),
             "gmacs": round(counter.get_total_flops() / 2e9, 2),
             **record,
             "gate": gate,

@@ -12,9 +12,11 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunet_ext.architectures.medsegdiff import MedSegDiffV2
 from nnunet_ext.inference.sampled import Averaged, DirectControl, SampledMedSegDiffV2
 from nnunet_ext.losses import noise_error, over_chosen
 from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers._base import SharedTrainer
 
 # The paper's: L_n + [t mod ALPHA == 0] (Dice + BETA cross-entropy).
@@ -121,6 +123,15 @@ class nnUNetTrainerMedSegDiffV2(_AveragedTrainer):
         """Of the condition model."""
         return self.loss(output.anchor, target)
 
+    def _gmacs(self) -> float | None:
+        # Counted in parts: a run through all steps of all samples would be counted for minutes.
+        network = self.bare_network()
+        arguments = (self.num_input_channels, self.configuration_manager.patch_size, self.device)
+        once, with_one = (run_record.count_gmacs(_Pass(network.average, n), *arguments) for n in (0, 1))
+        if once is None or with_one is None:
+            return None
+        return round(once + (with_one - once) * network.sampling.steps * network.sampling.samples, 3)
+
     def validation_step(self, batch: dict) -> dict:
         network = self.bare_network()
         full = network.sampling
@@ -171,6 +182,21 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
 
     def anchor_loss(self, output, target: Tensor) -> Tensor:
         return over_chosen(self.weighted_loss, output.anchor, target, output.t % ALPHA == 0)
+
+
+class _Pass(nn.Module):
+    """The condition, and some evaluations of the diffusion model."""
+
+    def __init__(self, network: MedSegDiffV2, evaluations: int):
+        super().__init__()
+        self.network, self.evaluations = network, evaluations
+
+    def forward(self, x: Tensor) -> Tensor:
+        condition = self.network.condition(x)
+        for _ in range(self.evaluations):
+            with torch.enable_grad():  # keeping filters would look at the time step, which has no value here
+                self.network.denoise(condition.logits, torch.zeros(1, dtype=torch.int64, device=x.device), condition)
+        return condition.logits
 
 
 def _build(
