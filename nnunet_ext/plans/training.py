@@ -45,13 +45,13 @@ class Training:
 def nnunet_step(network: nn.Module, image: Tensor) -> Tensor:
     """Dice and cross-entropy of every output of the network."""
     outputs = network(image)
-    return _dice_ce([outputs] if isinstance(outputs, Tensor) else list(outputs))
+    return dice_ce([outputs] if isinstance(outputs, Tensor) else list(outputs))
 
 
 def _medsegdiff_step(network: Any, image: Tensor) -> Tensor:
     """Mask from noise, and the condition model's mask."""
     output = network(image, image.new_zeros(len(image), network.num_classes, *image.shape[2:]))
-    return _dice_ce([output.prediction, output.anchor])
+    return dice_ce([output.prediction, output.anchor])
 
 
 def _sam_med3d_step(network: Any, image: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _sam_med3d_step(network: Any, image: Tensor) -> Tensor:
         low_res = network.segment(embedding, Points(torch.zeros(*labels.shape, 3), labels), low_res, patch)
         rounds.append(network.upscale(low_res, patch))
     objects, counted = image.new_zeros(len(image), 1, *patch), image.new_zeros(len(image), 1, *patch)
-    return _dice_ce([automatic]) + sum(binary_dice_ce(r, objects, counted) for r in rounds) / len(rounds)
+    return dice_ce([automatic]) + sum(binary_dice_ce(r, objects, counted) for r in rounds) / len(rounds)
 
 
 def _universeg_step(network: Any, image: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _universeg_step(network: Any, image: Tensor) -> Tensor:
     return episode_loss(logits.float(), torch.zeros(len(image), *grid))
 
 
-def _dice_ce(outputs: list[Tensor]) -> Tensor:
+def dice_ce(outputs: list[Tensor]) -> Tensor:
     """nnU-Net's loss of logits (batch, classes, *grid) each, in single precision, as on a GPU under autocast."""
     options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
     loss = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)

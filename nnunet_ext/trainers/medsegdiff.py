@@ -33,8 +33,11 @@ PAPER: dict[str, Any] = {
 }
 
 
-class _AveragedTrainer(SharedTrainer):
-    """AdamW, and a mean of the weights that predicts."""
+class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
+    """The condition model of MedSegDiff-V2 without diffusion: the control it is measured against.
+
+    All three share AdamW and a running mean of the weights, which predicts.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,17 @@ class _AveragedTrainer(SharedTrainer):
         self.initial_lr = self.settings.learning_rate or 3e-4
         self.weight_decay = 1e-2
 
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        arguments = network_arguments("medsegdiff", configuration_manager)
+        return DirectControl(num_input_channels, num_output_channels, **arguments)
+
     def configure_optimizers(self):
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
@@ -61,22 +75,7 @@ class _AveragedTrainer(SharedTrainer):
         network.update_average(AVERAGE_DECAY)
 
 
-class nnUNetTrainerMedSegDiffV2Direct(_AveragedTrainer):
-    """The condition model of MedSegDiff-V2 without diffusion, trained alike: the control it is measured against."""
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = False,
-    ) -> nn.Module:
-        arguments = network_arguments("medsegdiff", configuration_manager)
-        return DirectControl(num_input_channels, num_output_channels, **arguments)
-
-
-class nnUNetTrainerMedSegDiffV2(_AveragedTrainer):
+class nnUNetTrainerMedSegDiffV2(nnUNetTrainerMedSegDiffV2Direct):
     """MedSegDiff-V2 in any configuration nnU-Net plans, set up for the most accuracy per second.
 
     The diffusion model predicts the mask itself, one channel per class in [-1, 1], and is scored with nnU-Net's
