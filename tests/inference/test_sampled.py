@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.inference.predictor import FolderPredictor
 from nnunet_ext.inference.sampled import DirectControl, SampledMedSegDiffV2
 from nnunet_ext.inference.sampling import Place, Sampling, draw_noise
 
@@ -117,6 +119,27 @@ def test_windows_agree_where_they_overlap():
     assert plane.flip(2).equal(whole[:, 3, 5:13, 20:28])
     other = draw_noise((0, 2, 999), 2, (4, 8, 8), Place((3, 5, 20), volume))
     assert abs((other * window).mean()) < 0.2
+
+
+class _NoiseAsLogits(SampledMedSegDiffV2):
+    """Answers with the noise it would start from."""
+
+    def forward(self, x, x0=None):
+        return self._noise(0, 999, x.shape[2:])[None]
+
+
+@pytest.mark.parametrize("patch", [(4, 8, 8), (8, 8)])
+def test_every_window_gets_the_noise_of_its_place(patch):
+    predictor = FolderPredictor(device=torch.device("cpu"), use_gaussian=False, allow_tqdm=False)
+    predictor.network = _NoiseAsLogits(1, 3, **SIZES)
+    predictor.configuration_manager = SimpleNamespace(patch_size=patch)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=3)
+    predictor.allowed_mirroring_axes = tuple(range(len(patch)))
+    volume = (6, 13, 18)
+    stitched = predictor.predict_sliding_window_return_logits(torch.zeros(1, *volume)).float()
+    field = draw_noise((0, 0, 999), 3, volume, Place((0, 0, 0), volume))
+    assert (stitched - field).abs().max() < 0.01, "half precision sums"
+    assert predictor.network.place is None
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
