@@ -127,7 +127,7 @@ class FolderPredictor(nnUNetPredictor):
                     continue
                 drawn = None if samples is None or samples_folder is None else (samples_folder, samples)
                 arguments = (case, logits, properties, seconds, save_probabilities, drawn)
-                exports.append(behind.submit(self._export, *arguments))
+                exports.append(behind.submit(self.export, *arguments))
                 # No more results in memory than threads work on.
                 while len(exports) > threads or (exports and exports[0].done()):
                     yield exports.pop(0).result()
@@ -167,7 +167,7 @@ class FolderPredictor(nnUNetPredictor):
         probabilities = torch.stack([network.probabilities(logits[None])[0] for logits in samples])
         return network.fuse(probabilities)[0], samples
 
-    def _export(
+    def export(
         self,
         case: Case,
         logits: torch.Tensor,
@@ -176,6 +176,15 @@ class FolderPredictor(nnUNetPredictor):
         dense: bool,
         drawn: tuple[Path, list[torch.Tensor]] | None = None,
     ) -> Done:
+        """Resize logits (classes, *grid of the preprocessed image) and write the label map; whole files or none.
+
+        Args:
+            case: its name and output count.
+            logits, properties: of the case.
+            seconds: of the network, passed on.
+            dense: also write nnU-Net's probabilities.
+            drawn: folder and logits of the samples, to be written too.
+        """
         ending = self.dataset_json["file_ending"]
         # Beside the result, under a name nobody takes for one, and with the ending the writer goes by.
         partial = case.output.with_name(f".partial-{os.getpid()}-{case.name}")

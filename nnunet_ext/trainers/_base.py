@@ -25,6 +25,7 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
@@ -230,7 +231,7 @@ class SharedTrainer(nnUNetTrainer):
 
         begin = time.monotonic()
         with _handlers(leave):
-            super().perform_actual_validation(save_probabilities)
+            validate_fold(self, save_probabilities)
         if self.local_rank == 0:
             run_record.add_validation(self.output_folder, time.monotonic() - begin, len(self.do_split()[1]))
 

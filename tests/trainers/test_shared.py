@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
@@ -226,3 +229,28 @@ def test_nan_loss_stops_and_names_the_batch(make_trainer):
     assert isinstance(caught.value, SystemExit) and caught.value.code == f"nnunet_ext: {caught.value}"
     assert all(torch.equal(trainer.network.state_dict()[k], v) for k, v in before.items())
     assert epoch_in(path) == 1
+
+
+def test_validation_writes_what_nnunet_would(make_trainer):
+    torch.manual_seed(0)
+    trainer = make_trainer(SignalledTrainer)
+    trainer.initialize()
+    folder = Path(trainer.output_folder, "validation")
+
+    def written() -> tuple[dict, float, set[str]]:
+        maps = {p.name: sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in folder.glob("*.nii.gz")}
+        summary = json.loads((folder / "summary.json").read_text())
+        names = {p.name for p in folder.iterdir()}
+        shutil.rmtree(folder)
+        return maps, summary["foreground_mean"]["Dice"], names
+
+    nnUNetTrainer.perform_actual_validation(trainer, save_probabilities=True)
+    theirs, dice, names = written()
+    trainer.perform_actual_validation(save_probabilities=True)
+    ours, _, same_names = written()
+    assert same_names == names and len(theirs) == 1
+    assert all((ours[name] == label_map).all() for name, label_map in theirs.items())
+    trainer.perform_actual_validation()
+    fast, fast_dice, _ = written()
+    assert all((fast[name] != label_map).mean() < 1e-3 for name, label_map in theirs.items()), "more than ties"
+    assert fast_dice == pytest.approx(dice, abs=1e-3)
