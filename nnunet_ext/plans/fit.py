@@ -21,9 +21,9 @@ from nnunet_ext.plans.network import arguments_for_patch
 from nnunet_ext.plans.presets import BATCH_SIZES, PRESETS, TITLES
 from nnunet_ext.plans.training import estimate
 
-# nnU-Net's: the least edge of the deepest grid; samples the patch must leave room for, by number of axes; the least
-# batch; and the largest share of the data set's voxels in a batch.
-MIN_EDGE, SAMPLES, MIN_BATCH, MAX_COVERED = 4, {2: 12, 3: 2}, 2, 0.05
+# nnU-Net's: the least edge of the deepest grid; the least batch, for which a patch must leave room; and the largest
+# share of the data set's voxels in a batch.
+MIN_EDGE, MIN_BATCH, MAX_COVERED = 4, 2, 0.05
 # How many of nnU-Net's poolings the network has, which its patches must allow; not listed: all of them.
 POOLINGS = {"segmamba": 4, "unetrpp": 5}
 
@@ -94,27 +94,25 @@ def fit(model: str, size: str, data: Data, gpu_gigabytes: float, *, patch_size: 
         candidates = patches(data.spacing_mm, data.median_shape, POOLINGS.get(model), cube)
     else:
         candidates = [_with_strides(data.spacing_mm, patch_size)]
-    samples = SAMPLES[len(data.spacing_mm)]
     least = MIN_BATCH
     if model in BATCH_SIZES:  # resizes every image to its own grid: the patch means nothing to its memory
-        candidates, samples, least = candidates[:1], 1, 1
+        candidates, least = candidates[:1], 1
 
     def memory(patch: Patch, batch: int) -> StepMemory:
         arguments = arguments_for_patch(model, size, list(patch.size), [list(s) for s in patch.strides])
         return estimate(model, arguments, data.input_channels, data.num_classes, patch.size, batch)
 
-    position = first_fitting([c.voxels for c in candidates], lambda i: memory(candidates[i], samples), budget)
+    position = first_fitting([c.voxels for c in candidates], lambda i: memory(candidates[i], least), budget)
     if position is None:
         smallest = candidates[-1]
         raise TrainingError(
-            f"{TITLES[model]} {size} needs {on_gpu(memory(smallest, samples).total) / 1e9:.1f} GB for a batch of "
-            f"{samples} with the smallest patch {'x'.join(map(str, smallest.size))}, more than {gpu_gigabytes:g} GB; "
+            f"{TITLES[model]} {size} needs {on_gpu(memory(smallest, least).total) / 1e9:.1f} GB for a batch of "
+            f"{least} with the smallest patch {'x'.join(map(str, smallest.size))}, more than {gpu_gigabytes:g} GB; "
             "raise the memory target or choose a smaller preset with nnunet_ext plan --size"
         )
     chosen = candidates[position]
     largest = BATCH_SIZES.get(model) or max(least, round(data.voxels * MAX_COVERED / chosen.voxels))
-    # No more than `largest`, which may be fewer than the samples that fit for certain.
-    batches = range(largest, min(samples, largest) - 1, -1)
+    batches = range(largest, least - 1, -1)
     batch = batches[first_fitting(batches, lambda i: memory(chosen, batches[i]), budget) or 0]
     arguments = arguments_for_patch(model, size, list(chosen.size), [list(s) for s in chosen.strides])
     return Fit(chosen.size, batch, arguments, on_gpu(memory(chosen, batch).total) / 1e9)
@@ -133,7 +131,7 @@ def patches(
     found = [_rounded(spacing_mm, [max(1, min(round(n), largest or round(n))) for n in median_shape], poolings)]
     while True:
         last = found[-1].size
-        axis = max(range(len(last)), key=lambda i: last[i] / median_shape[i])
+        axis = max(range(len(last)), key=lambda i: (last[i] / median_shape[i], i))
         # As in nnU-Net, the step is that of the patch one step smaller: 224 lies between 256 and 192.
         smaller = list(last)
         smaller[axis] -= _multiples(found[-1].strides, poolings)[axis]

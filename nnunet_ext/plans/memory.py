@@ -37,26 +37,26 @@ class StepMemory:
 
     Attributes:
         parameters: weights and buffers of the network.
-        gradients: of those that are trained.
         optimiser: its state.
-        activations: everything else at the moment when most is alive: images, activations saved for the backward
-            pass, intermediate results.
+        gradients: of the parameters, as many as exist when most memory is in use; often none.
+        activations: everything else at that moment: images, activations saved for the backward pass, intermediate
+            results.
     """
 
     parameters: int
-    gradients: int
     optimiser: int
+    gradients: int
     activations: int
 
     @property
     def total(self) -> int:
         """Bytes at the peak."""
-        return self.parameters + self.gradients + self.optimiser + self.activations
+        return self.parameters + self.optimiser + self.gradients + self.activations
 
     @property
     def fixed(self) -> int:
         """The part that does not depend on the batch."""
-        return self.parameters + self.gradients + self.optimiser
+        return self.parameters + self.optimiser
 
 
 def on_gpu(step_bytes: float) -> float:
@@ -94,13 +94,15 @@ def training_step_memory(
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
         _materialise(network)
         parameters = live.now
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(live.note_gradient)
         image = torch.empty(*input_shape)
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
             loss = step(network, image)
         loss.backward()
-        gradients = sum(p.grad.untyped_storage().nbytes() for p in network.parameters() if p.grad is not None)
-    activations = max(live.peak - parameters - gradients, 0)
-    return StepMemory(parameters, gradients, optimiser_slots * gradients, activations)
+    activations = live.peak - parameters - live.gradients_at_peak
+    return StepMemory(parameters, optimiser_slots * live.gradients, live.gradients_at_peak, activations)
 
 
 def _materialise(network: nn.Module) -> None:
@@ -118,11 +120,11 @@ def _materialise(network: nn.Module) -> None:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that exist at the same time."""
+    """Counts the bytes of all storages that exist at the same time, and how many of them are gradients."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.gradients = self.gradients_at_peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -132,6 +134,10 @@ class _Live(TorchDispatchMode):
                 self._count(tensor.untyped_storage())
         return result
 
+    def note_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.gradients += parameter.grad.untyped_storage().nbytes()
+
     def _count(self, storage: Any) -> None:
         # Views share a storage; its address is its name as long as it lives.
         name = storage._cdata
@@ -140,7 +146,8 @@ class _Live(TorchDispatchMode):
         size = storage.nbytes()
         self._known.add(name)
         self.now += size
-        self.peak = max(self.peak, self.now)
+        if self.now > self.peak:
+            self.peak, self.gradients_at_peak = self.now, self.gradients
         weakref.finalize(storage, self._free, name, size)
 
     def _free(self, name: int, size: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.plans import fit, write
+from nnunet_ext.plans.memory import StepMemory
 from nnunet_ext.plans.presets import AXES, NETWORKS, PRESETS, TITLES
 
 
@@ -17,6 +20,7 @@ def stock_plans() -> dict:
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
         "patch_size": [20, 320, 256],
+        "median_image_size_in_voxels": [17.0, 310.0, 250.0],
         "spacing": [10.0, 1.4, 1.4],
         "architecture": {
             **unet,
@@ -29,6 +33,7 @@ def stock_plans() -> dict:
         "data_identifier": "nnUNetPlans_2d",
         "batch_size": 12,
         "patch_size": [56, 40],
+        "median_image_size_in_voxels": [50.0, 35.0],
         "spacing": [1.0, 1.0],
         "architecture": {**unet, "arch_kwargs": {"strides": [[1, 1], [2, 2], [2, 2], [2, 2]]}},
     }
@@ -42,10 +47,16 @@ def stock_plans() -> dict:
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
+    def estimate(model, arguments, channels, classes, patch, batch):
+        """A tenth of a gigabyte of weights and a thousand bytes per voxel: a quick stand-in."""
+        return StepMemory(10**8, 0, 0, 1000 * math.prod(patch) * batch)
+
+    for module in (fit, write):
+        monkeypatch.setattr(module, "estimate", estimate)
     folder = tmp_path / "Dataset007_Toy"
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
     (folder / "nnUNetPlans.json").write_text(json.dumps(stock_plans()))
-    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "heart": 1}}
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "heart": 1}, "numTraining": 20}
     (folder / "dataset.json").write_text(json.dumps(description))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     return folder
@@ -67,7 +78,11 @@ def test_plans_name_the_network_and_keep_the_data(dataset, capsys):
     assert flat["strides"] == [[2, 2], [2, 2], [2, 2], [1, 1]]
     assert plans["configurations"]["3d_cascade_fullres"]["inherits_from"] == "3d_fullres"
     shown = capsys.readouterr().err
-    assert "yes, reused" in shown and "-p nnUNetPlansSegMambaSmall -tr nnUNetTrainerSegMamba" in shown
+    assert (
+        " GB estimated" in shown
+        and "yes, reused" in shown
+        and "-p nnUNetPlansSegMambaSmall -tr nnUNetTrainerSegMamba" in shown
+    )
 
 
 def test_stock_plans_with_the_fast_preprocessor(dataset, capsys):
@@ -106,6 +121,32 @@ def test_a_network_for_volumes_leaves_out_what_is_flat(dataset, capsys):
     assert "UNETRPP takes 3 axes, so not 2d in nnUNetPlans.json; choose -c 3d_fullres" in capsys.readouterr().err
 
 
+def test_table_of_gpus_writes_nothing(dataset, capsys):
+    before = sorted(dataset.iterdir())
+    command = ["plan", "-d", "7", "--model", "segmamba", "--size", "tiny", "-c", "2d"]
+    assert main([*command, "--memory", "2", "0.9", "0.1", "--json"]) == 0
+    shown = capsys.readouterr()
+    offers = json.loads(shown.out)
+    assert [offer["gpu_gigabytes"] for offer in offers] == [0.1, 0.9, 2.0]
+    assert offers[0]["fit"] is None and "more than 0.1 GB" in offers[0]["refusal"]
+    small, large = (offer["fit"] for offer in offers[1:])
+    # A twentieth of all voxels is 550 samples of 56x40; 2 GB hold fewer.
+    assert small["patch_size"] == large["patch_size"] == [56, 40]
+    assert 2 <= small["batch_size"] < large["batch_size"] <= 550
+    assert small["gigabytes"] <= 0.9 and large["gigabytes"] <= 2
+    assert "nothing fits" in shown.err and "--gpu-memory-target 2" in shown.err
+    assert sorted(dataset.iterdir()) == before
+    assert main([*command, "--memory", "0.1"]) == 1
+    capsys.readouterr()
+
+    assert main([*command, "--gpu-memory-target", "2", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["configurations"][0]
+    assert (written["patch_size"], written["batch_size"]) == (large["patch_size"], large["batch_size"])
+    assert written["arguments"] == large["arguments"] and written["gigabytes"] <= 2
+    plans = json.loads((dataset / "nnUNetPlansSegMambaTiny2GB.json").read_text())
+    assert plans["configurations"]["2d"]["batch_size"] == large["batch_size"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -115,6 +156,9 @@ def test_a_network_for_volumes_leaves_out_what_is_flat(dataset, capsys):
         (["-d", "7", "-c", "3d_lowres"], "-c 3d_lowres is not in nnUNetPlans.json, which has 2d, 3d_fullres"),
         (["-d", "7", "--patch-size", "16", "16", "-c", "3d_fullres"], "has 2 axes, but 3d_fullres has 3"),
         (["-d", "7", "-o", "my__plans"], "may not contain '__'"),
+        (["-d", "7", "--gpu-memory-target", "8", "--batch-size", "3"], "leave out --patch-size and --batch-size"),
+        (["-d", "7", "--gpu-memory-target", "0.5"], "SegMamba base needs 0.8 GB for a batch of 2"),
+        (["-d", "7", "--memory", "8", "-o", "mine"], "--plans-name belongs to plans that are written"),
     ],
 )
 def test_errors_are_one_line(dataset, capsys, options, message):

@@ -1,0 +1,186 @@
+"""Memory of a training step: the planners' estimate against what a step really takes.
+
+    python benchmarks/memory.py                     # on the CPU, single precision, one thread
+    python benchmarks/memory.py --device cuda       # on a GPU, half precision, as nnU-Net trains
+    python benchmarks/memory.py --only segmamba     # these rows alone
+
+Every row runs in a fresh process. On the CPU the real figure is the growth of the largest resident size (VmHWM, set
+back by clear_refs; Linux only) over what was resident before the network was built, during two steps with the
+trainer's kind of optimiser: in the second its state exists. A step of a tiny network of the same kind comes first, so
+that libraries, compiled kernels and scratch memory are there already. glibc is told to give freed memory back at once
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_); otherwise its peak is of memory held, not of memory used. On a GPU it
+is torch.cuda.max_memory_allocated, and beside it what the driver says is taken, context and cached blocks included.
+SAM-Med3D really clicks, which its estimate only imitates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import pydoc
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from selective_scan import append, hardware, version
+from torch import Tensor, nn
+
+from nnunet_ext.losses import binary_dice_ce
+from nnunet_ext.plans.memory import StepMemory, on_gpu, training_step_memory
+from nnunet_ext.plans.network import arguments_for_patch
+from nnunet_ext.plans.presets import NETWORKS
+from nnunet_ext.plans.training import TRAININGS, Training, dice_ce, estimate, nnunet_step
+
+RESULTS = Path(__file__).parent / "results" / "memory.csv"
+CHANNELS, CLASSES = 1, 3
+PLAIN = "nnunet"
+# Preset, image with batch (tiny and two real ones) on the CPU, and on a GPU.
+ROWS: dict[str, tuple[str, Sequence[Sequence[int]], Sequence[Sequence[int]]]] = {
+    PLAIN: ("", [(1, 16, 16, 16), (2, 32, 64, 64), (2, 64, 96, 96)], [(1, 32, 32, 32), (2, 128, 128, 128)]),
+    "medsegdiff": ("tiny", [(1, 16, 16, 16), (2, 32, 64, 64), (2, 64, 96, 64)], [(1, 32, 32, 32), (2, 96, 96, 96)]),
+    "sam_med3d": ("tiny", [(1, 16, 16, 16), (2, 64, 64, 64), (4, 96, 96, 96)], [(1, 32, 32, 32), (2, 128, 128, 128)]),
+    "segmamba": ("tiny", [(1, 32, 32, 32), (2, 32, 64, 64), (1, 64, 96, 96)], [(1, 32, 32, 32), (2, 96, 96, 96)]),
+    "unetrpp": ("tiny", [(1, 16, 16, 16), (2, 32, 64, 64), (2, 64, 96, 96)], [(1, 32, 32, 32), (2, 128, 128, 128)]),
+    "universeg": ("tiny", [(1, 64, 64), (4, 64, 64), (8, 64, 64)], [(1, 64, 64), (8, 128, 128)]),
+}  # fmt: skip
+
+
+def arguments_of(model: str, size: str, patch: Sequence[int]) -> dict[str, Any]:
+    stages = max(2, int(math.log2(min(patch) / 4)) + 1)
+    strides = [[1] * len(patch)] + [[2] * len(patch)] * (stages - 1)
+    if model != PLAIN:
+        return arguments_for_patch(model, size, list(patch), strides)
+    return {
+        "n_stages": stages, "features_per_stage": [16, 32, 64, 128, 160, 160][:stages],
+        "conv_op": "torch.nn.modules.conv.Conv3d", "kernel_sizes": [[3, 3, 3]] * stages, "strides": strides,
+        "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+    }  # fmt: skip
+
+
+def build(model: str, arguments: dict[str, Any]) -> nn.Module:
+    if model == PLAIN:
+        path, loaded = (
+            "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            ("conv_op", "norm_op", "nonlin"),
+        )
+        return get_network_from_plans(path, arguments, loaded, CHANNELS, CLASSES, False, True)
+    network: Any = pydoc.locate(NETWORKS[model])
+    return network(CHANNELS, CLASSES, TRAININGS[model].deep_supervision, **arguments)
+
+
+def estimated(model: str, arguments: dict[str, Any], shape: Sequence[int], half: bool) -> StepMemory:
+    batch, *patch = shape
+    if model != PLAIN:
+        return estimate(model, arguments, CHANNELS, CLASSES, patch, batch, half=half)
+    shape = (batch, CHANNELS, *patch)
+    return training_step_memory(lambda: build(model, arguments), shape, nnunet_step, optimiser_slots=1, half=half)
+
+
+def steps(model: str, arguments: dict[str, Any], shape: Sequence[int], device: str) -> None:
+    """Build a network and train it for two steps."""
+    training = TRAININGS.get(model, Training(nnunet_step))
+    step = really_clicked if model == "sam_med3d" else training.step
+    with torch.device(device):  # where the step makes its targets too
+        network = build(model, arguments).train().to(device)
+        image = torch.zeros(shape[0], CHANNELS, *shape[1:])
+        kind = torch.optim.AdamW if training.optimiser_slots == 2 else torch.optim.SGD
+        options = {} if kind is torch.optim.AdamW else {"momentum": 0.99, "nesterov": True, "weight_decay": 3e-5}
+        optimiser = kind([p for p in network.parameters() if p.requires_grad], lr=1e-3, **options)
+        for _ in range(2):
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.float16) if device == "cuda" else nullcontext():
+                loss = step(network, image)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
+            optimiser.step()
+
+
+def really_clicked(network: Any, image: Tensor) -> Tensor:
+    """The training step of SAM-Med3D with its simulated user, all clicks so far shown in every round."""
+    objects = torch.zeros_like(image[:, :1])
+    objects[..., : image.shape[-1] // 2] = 1
+    torch.manual_seed(0)  # whose first draws decide for all clicks, and for an empty start
+    output = network(image, objects, torch.ones(len(image), dtype=torch.int64))
+    rounds = [binary_dice_ce(r, objects, torch.ones_like(objects)) for r in output.rounds]
+    return dice_ce([output.automatic]) + sum(rounds) / len(rounds)
+
+
+def status(key: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def measure(model: str, shape: Sequence[int], device: str) -> dict[str, Any]:
+    """Estimate and real figure of one row, in this process."""
+    size, on_cpu, on_cuda = ROWS[model]
+    size = "base" if device == "cuda" and size else size
+    tiny = (on_cuda if device == "cuda" else on_cpu)[0]
+    steps(model, arguments_of(model, size, tiny[1:]), tiny, device)
+    arguments = arguments_of(model, size, shape[1:])
+    start = time.process_time()
+    memory = estimated(model, arguments, shape, device == "cuda")
+    seconds = time.process_time() - start
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        steps(model, arguments, shape, device)
+        free, total = torch.cuda.mem_get_info()
+        real, taken = torch.cuda.max_memory_allocated() - before, total - free
+    else:
+        before, taken = status("VmRSS"), 0
+        Path("/proc/self/clear_refs").write_text("5")
+        steps(model, arguments, shape, device)
+        real = status("VmHWM") - before
+    return {
+        "model": model, "preset": size, "batch": shape[0], "patch": "x".join(map(str, shape[1:])),
+        "precision": "fp16" if device == "cuda" else "fp32", "estimated_mb": round(memory.total / 1e6, 1),
+        "measured_mb": round(real / 1e6, 1), "ratio": round(memory.total / real, 3),
+        "estimated_on_gpu_mb": round(on_gpu(memory.total) / 1e6) if device == "cuda" else "",
+        "taken_on_gpu_mb": round(taken / 1e6) if device == "cuda" else "", "estimate_cpu_seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)  # one row, in a process of its own
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.child:
+        model, shape = json.loads(args.child)
+        print(json.dumps(measure(model, shape, args.device)))
+        return
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
+    }  # fmt: skip
+    for model in args.only:
+        for shape in ROWS[model][2 if args.device == "cuda" else 1][1:]:
+            command = [sys.executable, __file__, "--device", args.device, "--child", json.dumps([model, shape])]
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            row = {
+                "date": time.strftime("%Y-%m-%d"), **json.loads(done.stdout.splitlines()[-1]),
+                "hardware": hardware(args.device), "torch": version("torch"), "nnunetv2": version("nnunetv2"),
+            }  # fmt: skip
+            print(row, flush=True)
+            append(args.out, row)
+
+
+if __name__ == "__main__":
+    main()
