@@ -61,7 +61,7 @@ TASKS = {
     "hippocampus-3d": Task("Dataset004_Hippocampus", "3d_fullres", 6, 50, 2),
     "hippocampus-2d": Task("Dataset004_Hippocampus", "2d", 6, 50, 24),
     # Less than half of nnU-Net's patch per axis: a CPU has no time for more.
-    "hc18-2d": Task("Dataset956_HC18", "2d", 4, 40, 4, (256, 384)),
+    "hc18-2d": Task("Dataset956_HC18", "2d", 3, 40, 2, (256, 384), cases=10),
 }
 # Name in the table -> trainer, learning rate at the start (None: the trainer's).
 TRAINERS = {
