@@ -73,6 +73,7 @@ if answer["imports"]["torch"] is None:
             answer["cuda_error"] = one_line(error)
     answer["mps"] = torch.backends.mps.is_available()
     try:
+        from nnunet_ext.ops.causal_conv1d import choose_kernel, kernel_status
         from nnunet_ext.ops.selective_scan import backend_status, choose_backend
         kinds = ["cpu"] + ["cuda"] * any(device["error"] is None for device in answer["devices"])
         for kind in kinds:
@@ -81,7 +82,10 @@ if answer["imports"]["torch"] is None:
                 chosen, error = choose_backend(torch.device(kind)), None
             except Exception as wrong:
                 chosen, error = None, one_line(wrong)
-            answer["backends"][kind] = {"status": status, "chosen": chosen, "error": error}
+            convolution = {"status": kernel_status(kind), "chosen": choose_kernel(torch.device(kind))}
+            answer["backends"][kind] = {
+                "status": status, "chosen": chosen, "error": error, "convolution": convolution
+            }
     except Exception as error:
         answer["backend_error"] = one_line(error)
 print(json.dumps(answer))
@@ -95,7 +99,7 @@ def look_up(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def torch_here() -> dict[str, Any]:
-    """Import torch, torchvision and timm, use every GPU, try every scan backend; or only error."""
+    """Import torch, torchvision and timm, use every GPU, try every backend of scan and convolution; or only error."""
     # The import path of this process: here the question is about the machine, not about how we are found.
     return _ask(f"sys.path[:0] = {[folder for folder in sys.path if folder]!r}\n" + _TORCH)
 

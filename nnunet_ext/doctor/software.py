@@ -232,7 +232,7 @@ def shadowed(nnunetv2: Path, entries: Sequence[Entry]) -> list[Finding]:
 
 
 def backends(answer: dict[str, Any]) -> list[Finding]:
-    """Findings from `probes.torch_here` about the selective scan: which backends run, and why others do not."""
+    """Findings from `probes.torch_here` about the scan and its convolution: what runs, and why the rest does not."""
     if "error" in answer or "backend_error" in answer or not answer["backends"]:
         reason = answer.get("error") or answer.get("backend_error") or answer["imports"]["torch"]
         return [Finding("selective scan", f"cannot run: {reason}", "broken", "reinstall torch, then nnunet-ext")]
@@ -248,4 +248,7 @@ def backends(answer: dict[str, Any]) -> list[Finding]:
             findings.append(Finding(f"taken on {device}", value, status, remedy))
         else:
             findings.append(Finding(f"taken on {device}", result["chosen"]))
+        status, chosen = result["convolution"]["status"], result["convolution"]["chosen"]
+        why = [f"; {name}: {reason}" for name, reason in status.items() if reason is not None]
+        findings.append(Finding(f"convolution on {device}", chosen + "".join(why)))
     return findings

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_ext.ops import conv_cpu
-from nnunet_ext.ops.compiled import why_no_numba
+from nnunet_ext.ops import conv_cpu, conv_gpu
 from nnunet_ext.ops.order import check_orientation, reorder, restore
 
 
@@ -25,8 +25,8 @@ def causal_conv1d(
     """Convolve every channel with its own filter that sees only the present and the past.
 
     y[b, d, t] = bias[d] + sum_k weight[d, k] x[b, d, t - width + 1 + k], x being zero before the first step.
-    Past and future are those of an order of `nnunet_ext.ops.order`; x and y lie in memory order. Uses the causal-conv1d
-    package's kernel on CUDA where it works, a numba kernel on the CPU, else PyTorch's depthwise convolution.
+    Past and future are those of an order of `nnunet_ext.ops.order`; x and y lie in memory order. `choose_kernel` says
+    what computes it.
 
     Args:
         x: (batch, channels, length).
@@ -48,18 +48,45 @@ def causal_conv1d(
             f"{tuple(weight.shape)}"
         )
     check_orientation(orientation, num_slices, x.shape[2])
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and why_no_numba() is None:
-        return conv_cpu.convolve(x, weight.to(x.dtype), bias, silu, orientation, num_slices)
-    ordered = reorder(x, orientation, num_slices)
-    if x.is_cuda and 2 <= weight.shape[1] <= 4 and why_not(x.device) is None:
-        from causal_conv1d import causal_conv1d_fn
+    convolve, _ = _KERNELS[choose_kernel(x.device, x.dtype, weight.shape[1])]
+    return convolve(x, weight, bias, silu, orientation, num_slices)
 
-        y = causal_conv1d_fn(ordered.contiguous(), weight, bias, activation="silu" if silu else None)
-    else:
-        width = weight.shape[1]
-        y = F.conv1d(ordered, weight[:, None], bias, padding=width - 1, groups=x.shape[1])[..., : x.shape[2]]
-        y = F.silu(y) if silu else y
-    return restore(y, orientation, num_slices)
+
+@torch.compiler.assume_constant_result  # probing imports packages, which torch.compile cannot trace
+def choose_kernel(device: torch.device, dtype: torch.dtype = torch.float32, width: int = 4) -> str:
+    """The first that runs on `device` and takes this type of numbers and width of filter.
+
+    `causal_conv1d`: the package's CUDA kernel. `cpu`: numba kernels. `triton`: Triton kernels. `plain`: PyTorch's
+    depthwise convolution. The first and the last copy sequences into the order of the scan, the others read by index.
+    """
+    takes = {
+        "causal_conv1d": 2 <= width <= 4 and dtype in (torch.float32, torch.float16, torch.bfloat16),
+        "cpu": dtype in (torch.float32, torch.float64),
+        "triton": 1 <= width <= conv_gpu.WIDEST and dtype.is_floating_point,
+        "plain": True,
+    }
+    return next(name for name, (_, refuses) in _KERNELS.items() if takes[name] and refuses(device) is None)
+
+
+def kernel_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """For every kernel, None if it runs on `device`, else one line that says why it does not."""
+    return {name: refuses(torch.device(device)) for name, (_, refuses) in _KERNELS.items()}
+
+
+def _package(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orientation: str, num_slices: int) -> Tensor:
+    from causal_conv1d import causal_conv1d_fn
+
+    ordered = reorder(x, orientation, num_slices).contiguous()
+    return restore(
+        causal_conv1d_fn(ordered, weight, bias, activation="silu" if silu else None), orientation, num_slices
+    )
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orientation: str, num_slices: int) -> Tensor:
+    width = weight.shape[1]
+    ordered = reorder(x, orientation, num_slices)
+    y = F.conv1d(ordered, weight[:, None], bias, padding=width - 1, groups=x.shape[1])[..., : x.shape[2]]
+    return restore(F.silu(y) if silu else y, orientation, num_slices)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, silu: bool = False) -> Tensor:
@@ -91,3 +118,11 @@ def _probe(kind: str, index: int | None) -> str | None:
         return None
     except Exception as error:
         return f"causal-conv1d does not work here ({(str(error).splitlines() or [type(error).__name__])[0]})"
+
+
+_KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[[torch.device], str | None]]] = {
+    "causal_conv1d": (_package, why_not),
+    "cpu": (conv_cpu.convolve, conv_cpu.why_not),
+    "triton": (conv_gpu.convolve, conv_gpu.why_not),
+    "plain": (_plain, lambda device: None),
+}

@@ -9,14 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ext.ops.compiled import array, compile_kernel, empty, share_rows, thread_count
+from nnunet_ext.ops.compiled import array, compile_kernel, empty, share_rows, thread_count, why_no_numba
 from nnunet_ext.ops.order import blocks_of, places_of
 
 
+def why_not(device: torch.device) -> str | None:
+    """None if the kernels run on this device, else the reason in one line."""
+    return why_no_numba() if device.type == "cpu" else "runs on the CPU only"
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orientation: str, num_slices: int) -> Tensor:
-    """Arguments as `causal_conv1d`, of one type, float32 or float64."""
+    """Arguments as `causal_conv1d`, x in float32 or float64."""
     bias = x.new_zeros(x.shape[1]) if bias is None else bias.to(x.dtype)
-    return _forward(x, weight, bias, silu, orientation, num_slices)
+    return _forward(x, weight.to(x.dtype), bias, silu, orientation, num_slices)
 
 
 @torch.library.custom_op(

@@ -1,20 +1,19 @@
 """The scan on a GPU without mamba-ssm: Triton kernels (`triton_kernels`), compiled at the first call.
 
-Triton comes with PyTorch on Linux. Before the automatic choice takes this backend on a device, one small scan and its
-gradients are compared with plain PyTorch there, so a Triton that does not fit the driver or computes wrongly is refused
-with the reason. With TRITON_INTERPRET=1 the kernels run on the CPU in Triton's interpreter, for tests only.
+Before the automatic choice takes this backend on a device, one small scan and its gradients are compared with plain
+PyTorch there (`triton_probe`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nnunet_ext.ops import triton_probe
 from nnunet_ext.ops.order import ORIENTATIONS
 
 # Steps and channels of one program's tile, and its warps: a row of channels fills lines of memory, and compiled for
@@ -31,35 +30,23 @@ READS_HALF = True
 
 def why_not(device: torch.device) -> str | None:
     """None if the kernels gave right results on this device, else the reason in one line."""
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if device.type != "cuda":
-        return "needs a CUDA device"
-    return _probe(device.index if device.index is not None else torch.cuda.current_device())
+    return triton_probe.why_not(device, _probe)
 
 
 @functools.cache
-def _probe(index: int) -> str | None:
+def _probe(device: torch.device) -> str | None:
     from nnunet_ext.ops.selective_scan import chunked
 
-    # Any exception is an answer here: missing compilers, drivers and ptxas raise all kinds.
-    try:
+    def arguments():
         g = torch.Generator().manual_seed(0)
         shapes = [(1, 40, 100), (1, 40, 100), (40, 16), (1, 1, 16, 100), (1, 1, 16, 100), (40,), (1, 40, 100), (40,)]
-        values = [torch.randn(shape, generator=g).to(f"cuda:{index}") for shape in shapes]
+        values = [torch.randn(shape, generator=g).to(device) for shape in shapes]
         values[2] = -values[2].exp()
-        results = []
-        with torch.enable_grad():
-            for module in (chunked, __import__(__name__, fromlist=["scan"])):
-                leaves = [x.clone().requires_grad_(True) for x in values]
-                out, state = module.scan(*leaves, True)
-                (out.square().sum() + state.sum()).backward()
-                results.append([out.detach(), state.detach(), *(x.grad for x in leaves)])
-        worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
-        return None if worst < 1e-3 else f"Triton's results are off by {worst:.2g} on this device"
-    except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"Triton does not work here ({first_line})"
+        return values
+
+    return triton_probe.disagreement(
+        functools.partial(scan, delta_softplus=True), functools.partial(chunked.scan, delta_softplus=True), arguments
+    )
 
 
 def scan(
