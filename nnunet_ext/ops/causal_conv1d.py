@@ -48,7 +48,7 @@ def causal_conv1d(
             f"{tuple(weight.shape)}"
         )
     check_orientation(orientation, num_slices, x.shape[2])
-    convolve, _ = _KERNELS[choose_kernel(x.device, x.dtype, weight.shape[1])]
+    convolve, _ = KERNELS[choose_kernel(x.device, x.dtype, weight.shape[1])]
     return convolve(x, weight, bias, silu, orientation, num_slices)
 
 
@@ -65,12 +65,12 @@ def choose_kernel(device: torch.device, dtype: torch.dtype = torch.float32, widt
         "triton": 1 <= width <= conv_gpu.WIDEST and dtype.is_floating_point,
         "plain": True,
     }
-    return next(name for name, (_, refuses) in _KERNELS.items() if takes[name] and refuses(device) is None)
+    return next(name for name, (_, refuses) in KERNELS.items() if takes[name] and refuses(device) is None)
 
 
 def kernel_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """For every kernel, None if it runs on `device`, else one line that says why it does not."""
-    return {name: refuses(torch.device(device)) for name, (_, refuses) in _KERNELS.items()}
+    return {name: refuses(torch.device(device)) for name, (_, refuses) in KERNELS.items()}
 
 
 def _package(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orientation: str, num_slices: int) -> Tensor:
@@ -120,7 +120,7 @@ def _probe(kind: str, index: int | None) -> str | None:
         return f"causal-conv1d does not work here ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
-_KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[[torch.device], str | None]]] = {
+KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[[torch.device], str | None]]] = {
     "causal_conv1d": (_package, why_not),
     "cpu": (conv_cpu.convolve, conv_cpu.why_not),
     "triton": (conv_gpu.convolve, conv_gpu.why_not),

@@ -47,9 +47,9 @@ def test_in_the_interpreter():
 def test_choice_on_cuda(works, dtype, width, chosen, monkeypatch):
     table = {
         name: (function, lambda device, name=name: None if name in (*works, "plain") else "broken")
-        for name, (function, _) in module._KERNELS.items()
+        for name, (function, _) in module.KERNELS.items()
     }
-    monkeypatch.setattr(module, "_KERNELS", table)
+    monkeypatch.setattr(module, "KERNELS", table)
     assert choose_kernel(torch.device("cuda"), dtype, width) == chosen
 
 

@@ -216,7 +216,8 @@ def _prepare(u, delta, A, B, z, delta_softplus, order, num_slices, grad_out=None
         if name == "carry":
             grid = (blocks, A.shape[1], batch)
             keywords = {"channels": channels, "chunks": chunks, "CHUNKS": _CHUNKS, **sizes, **keywords}
-        getattr(triton_kernels, name)[grid](*arguments, **keywords)
+        with torch.cuda.device_of(u):  # Triton launches on the current device
+            getattr(triton_kernels, name)[grid](*arguments, **keywords)
 
     def rows(x):
         """Channels last in memory, with a whole number of rows between batch entries: copied where it is not so."""
