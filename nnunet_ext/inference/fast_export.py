@@ -146,22 +146,27 @@ def _resized(
         highest = np.maximum(highest.take(lower, axis), highest.take(upper, axis))
     out = lowest.copy() if lowest is coarse else lowest
     between = np.flatnonzero(lowest != highest)
+    # A copy only where the image is smaller than the network's patch, whose border has been cut off.
+    flat = np.ascontiguousarray(logits).reshape(len(logits), -1)
     step = max(1, _HELD // len(logits))
     for begin in range(0, len(between), step):
-        places = [np.asarray(i) for i in np.unravel_index(between[begin : begin + step], out.shape)]
-        neighbours: list[tuple[list[np.ndarray], np.ndarray]] = [(places, np.ones(len(places[0]), np.float32))]
-        for axis in axes:
-            lower, upper, of_upper = (x[places[axis]] for x in linear_neighbours(coarse.shape[axis], shape[axis]))
+        at = between[begin : begin + step]
+        places = np.unravel_index(at, out.shape)
+        # Position on the coarse grid and weight of every neighbour.
+        neighbours: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(len(at), np.intp), np.ones(len(at), np.float32))]
+        for axis, place in enumerate(places):
+            lower, upper, of_upper = (x[place] for x in linear_neighbours(coarse.shape[axis], out.shape[axis]))
+            sides = ((lower, 1 - of_upper), (upper, of_upper)) if axis in axes else ((place, np.ones(len(at))),)
             neighbours = [
-                ([*index[:axis], side, *index[axis + 1 :]], (weight * of_side).astype(np.float32))
-                for index, weight in neighbours
-                for side, of_side in ((lower, 1 - of_upper), (upper, of_upper))
+                (position * coarse.shape[axis] + side, (weight * of_side).astype(np.float32))
+                for position, weight in neighbours
+                for side, of_side in sides
             ]
-        values: np.ndarray = np.zeros((len(logits), len(places[0])), np.float32)
-        for index, weight in neighbours:
-            at = (slice(None), *index)
-            values += logits[at] * weight
-        out[tuple(places)] = decide(values)
+        values = torch.zeros(len(logits), len(at))
+        for position, weight in neighbours:
+            # Gathered by numpy and converted by torch, each several times faster than the other.
+            values.addcmul_(torch.from_numpy(flat.take(position, axis=1)).float(), torch.from_numpy(weight))
+        out[places] = decide(values.numpy())
     if separate_axis is not None and out.shape[separate_axis] != shape[separate_axis]:
         out = out.take(nearest_slices(out.shape[separate_axis], shape[separate_axis]), axis=separate_axis)
     return out
