@@ -52,7 +52,7 @@ class Run:
 
 
 RUNS = {
-    "hippocampus": Run("Dataset004_Hippocampus", 6, 100, 4),
+    "hippocampus": Run("Dataset004_Hippocampus", 14, 100, 4),
     # The in-plane half of nnU-Net's patch: the network's cube would see twice as coarse otherwise.
     "scd-lv": Run("Dataset905_SCDLV", 4, 100, 4, (12, 128, 128)),
 }
