@@ -203,7 +203,7 @@ def _build(
 ) -> SampledMedSegDiffV2:
     arguments = network_arguments("medsegdiff", configuration)
     if published:
-        # The width of the diffusion model is not: the paper's is no smaller than the condition model.
+        # The presets' narrow diffusion model is this project's economy, not the paper's.
         arguments = {**arguments, **PAPER, "denoiser_width": arguments["width"]}
     network = SampledMedSegDiffV2(channels, classes, **arguments)
     # nnU-Net writes these plans beside predictions, so that each says how it was drawn.
