@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from nnunet_ext.architectures.medsegdiff import MedSegDiffV2
 from nnunet_ext.architectures.medsegdiff.condition import UncertainSpatialAttention, anchor
-from nnunet_ext.architectures.medsegdiff.denoiser import timestep_embedding
+from nnunet_ext.architectures.medsegdiff.denoiser import TimedBlock, timestep_embedding
 from nnunet_ext.architectures.medsegdiff.ss_former import (
     NeuralBandPassFilter,
     SSFormer,
@@ -50,6 +50,12 @@ def inputs(axes: int, batch: int = 2, classes: int = 3) -> tuple[torch.Tensor, t
 def test_time_embedding_is_the_published():
     golden = np.load(GOLDEN / "diffusion.npz")["timestep_embedding_128"]
     assert np.abs(timestep_embedding(torch.tensor([0, 1, 500, 999]), 128).numpy() - golden).max() < 1e-5
+
+
+def test_block_begins_as_its_shortcut_at_every_second_voxel():
+    block, x = TimedBlock(8, 16, 4, (3, 3, 3), (1, 2, 2)), torch.randn(2, 8, 3, 6, 8)
+    expected = F.conv3d(x, block.shortcut.weight, block.shortcut.bias, stride=(1, 2, 2))
+    assert (block(x, torch.randn(2, 4)) - expected).abs().max() < 1e-6
 
 
 # Anchor condition -----------------------------------------------------------------------------------------------------
