@@ -70,3 +70,16 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.conv_block(torch.cat((self.transp_conv.conv(x), skip), dim=1))
+
+
+def pad_to_multiple(x: Tensor, multiples: Sequence[int]) -> Tensor:
+    """Zeros at the end of each axis of (batch, channels, *grid), up to multiples of the given voxels."""
+    missing = [-size % multiple for size, multiple in zip(x.shape[2:], multiples, strict=True)]
+    return F.pad(x, [n for size in reversed(missing) for n in (0, size)]) if any(missing) else x
+
+
+def crop_to(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """The first voxels of each axis, which undoes the padding: contiguous (batch, channels, *grid)."""
+    if x.shape[2:] == tuple(grid):
+        return x
+    return x[(slice(None), slice(None)) + tuple(slice(size) for size in grid)].contiguous()

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_ext.architectures.blocks import CONVOLUTIONS, EncoderBlock, UpBlock
+from nnunet_ext.architectures.blocks import CONVOLUTIONS, EncoderBlock, UpBlock, crop_to, pad_to_multiple
 from nnunet_ext.architectures.mamba import MambaLayer
 
 OFFICIAL_NUM_SLICES = (64, 32, 16, 8)
@@ -204,28 +204,18 @@ class SegMamba(nn.Module):
             expected = f"(batch, {self.input_channels}, {', '.join('DHW'[-len(self.reductions[0]) :])})"
             raise ValueError(f"SegMamba was built for input {expected}, not {tuple(x.shape)}")
         grid = x.shape[2:]
-        missing = [-size % reduction for size, reduction in zip(grid, self.reductions[-1], strict=True)]
-        if any(missing):
-            x = F.pad(x, [n for size in reversed(missing) for n in (0, size)])
+        x = pad_to_multiple(x, self.reductions[-1])
         skips = self.vit(x)
         decoded = [self.encoder5(skips[3])]
         decoded.append(self.decoder5(decoded[-1], self.encoder4(skips[2])))
         decoded.append(self.decoder4(decoded[-1], self.encoder3(skips[1])))
         decoded.append(self.decoder3(decoded[-1], self.encoder2(skips[0])))
         decoded.append(self.decoder2(decoded[-1], self.encoder1(x)))
-        logits = _crop(self.out.conv.conv(self.decoder1(decoded[-1])), grid)
+        logits = crop_to(self.out.conv.conv(self.decoder1(decoded[-1])), grid)
         if not self.deep_supervision:
             return logits
         outputs = [logits]
         for i, head in enumerate(self.supervision.seg_layers):  # type: ignore[arg-type]
             coarse = [-(-size // r) for size, r in zip(grid, self.reductions[i], strict=True)]
-            outputs.append(_crop(head(decoded[3 - i]), torch.Size(coarse)))
+            outputs.append(crop_to(head(decoded[3 - i]), torch.Size(coarse)))
         return outputs
-
-
-def _crop(x: Tensor, grid: torch.Size) -> Tensor:
-    """Keep the first voxels of each axis: undo the padding at the end."""
-    if x.shape[2:] == grid:
-        return x
-    kept = (slice(None), slice(None)) + tuple(slice(size) for size in grid)
-    return x[kept].contiguous()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_ext.architectures.blocks import crop_to, pad_to_multiple
 from nnunet_ext.architectures.medsegdiff import Condition, MedSegDiffV2
 from nnunet_ext.architectures.medsegdiff.condition import ConditionModel
 from nnunet_ext.architectures.medsegdiff.model import stage_widths, total_stride
@@ -76,11 +76,6 @@ class Averaged(nn.Module):
         share = 1 - min(decay, (1 + n) / (10 + n))
         torch._foreach_lerp_([*self.average.parameters()], [*self.trained.parameters()], share)
 
-    def pad(self, x: Tensor) -> Tensor:
-        """Zeros at the end of each axis, up to multiples of `reduction`."""
-        missing = [-n % r for n, r in zip(x.shape[2:], self.reduction, strict=True)]
-        return F.pad(x, [n for size in reversed(missing) for n in (0, size)]) if any(missing) else x
-
 
 class DirectControl(Averaged):
     """The condition model of MedSegDiff-V2 on its own: what its diffusion has to beat.
@@ -102,8 +97,8 @@ class DirectControl(Averaged):
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment: (batch, input_channels, *patch) -> logits (batch, num_classes, *patch)."""
-        logits, _, _ = (self.trained if self.training else self.average)(self.pad(x))
-        return _crop(logits, x.shape[2:])
+        logits, _, _ = (self.trained if self.training else self.average)(pad_to_multiple(x, self.reduction))
+        return crop_to(logits, x.shape[2:])
 
 
 class SampledMedSegDiffV2(Averaged):
@@ -174,9 +169,9 @@ class SampledMedSegDiffV2(Averaged):
             Logits (batch, num_classes, *patch) of the fused samples, or what the loss needs.
         """
         patch = x.shape[2:]
-        padded = self.pad(x)
+        padded = pad_to_multiple(x, self.reduction)
         if x0 is not None:
-            return self._train(padded, self.pad(x0), patch)
+            return self._train(padded, pad_to_multiple(x0, self.reduction), patch)
         logits = [self._segment(padded[i : i + 1], patch) for i in range(len(x))]
         return torch.cat(logits)
 
@@ -190,7 +185,7 @@ class SampledMedSegDiffV2(Averaged):
         x_t = q_sample(self.schedule, known, t, noise)
         prediction = self.trained.denoise(x_t, t, condition)
         wanted = target(self.prediction, self.schedule, x0, noise, t)
-        return TrainingOutput(_crop(prediction, patch), _crop(wanted, patch), t, _crop(condition.logits, patch))
+        return TrainingOutput(crop_to(prediction, patch), crop_to(wanted, patch), t, crop_to(condition.logits, patch))
 
     @torch.no_grad()
     def _first_guess(self, x0: Tensor, condition: Condition) -> Tensor:
@@ -205,7 +200,7 @@ class SampledMedSegDiffV2(Averaged):
         """Logits (1, num_classes, *patch) of one padded window."""
         condition = self.average.condition(x)
         if not self.sampling.steps:
-            return _crop(condition.logits, patch).clone()
+            return crop_to(condition.logits, patch).clone()
         return self.fuse(self._draw(condition, patch))
 
     def _draw(self, condition: Condition, patch: torch.Size) -> Tensor:
@@ -223,13 +218,13 @@ class SampledMedSegDiffV2(Averaged):
 
             def noise(step: int, numbers: Sequence[int] = numbers) -> Tensor:
                 fields = [self._noise(number, step, patch) for number in numbers]
-                return self.pad(torch.stack(fields).to(device))
+                return pad_to_multiple(torch.stack(fields).to(device), self.reduction)
 
             x0 = sample(
                 model, noise(len(self.schedule)), self.schedule, steps=self.sampling.steps,
                 sampler=self.sampling.sampler, prediction=self.prediction, noise=noise,
             )  # fmt: skip
-            drawn.append(_crop((x0 + 1) / 2, patch))
+            drawn.append(crop_to((x0 + 1) / 2, patch))
         return torch.cat(drawn)
 
     def _noise(self, number: int, step: int, patch: torch.Size) -> Tensor:
@@ -245,8 +240,3 @@ class SampledMedSegDiffV2(Averaged):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of classes or of regions, (batch, num_classes, *grid)."""
         return logits.float().sigmoid() if self.has_regions else logits.float().softmax(1)
-
-
-def _crop(x: Tensor, patch: torch.Size) -> Tensor:
-    kept = (slice(None), slice(None)) + tuple(slice(n) for n in patch)
-    return x[kept]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from nnunet_ext.losses import noise_error, over_chosen
 from nnunet_ext.plans.network import network_arguments
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.optimiser import adamw_with_poly
 
 # The paper's: L_n + [t mod ALPHA == 0] (Dice + BETA cross-entropy).
 ALPHA, BETA = 5, 10.0
@@ -37,7 +37,12 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
     """The condition model of MedSegDiff-V2 without diffusion: the control it is measured against.
 
     All three share AdamW and a running mean of the weights, which predicts.
+
+    Attributes:
+        learning_rate: at the first epoch, unless NNUNET_EXT_LEARNING_RATE sets it.
     """
+
+    learning_rate = 3e-4
 
     def __init__(
         self,
@@ -49,7 +54,7 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.initial_lr = self.settings.learning_rate or 3e-4
+        self.initial_lr = self.settings.learning_rate or self.learning_rate
         self.weight_decay = 1e-2
 
     @staticmethod
@@ -64,9 +69,7 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
         return DirectControl(num_input_channels, num_output_channels, **arguments)
 
     def configure_optimizers(self):
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs)
 
     def step(self, loss: Tensor, batch: dict, max_norm: float = 1.0) -> None:
         super().step(loss, batch, max_norm)
@@ -149,16 +152,7 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
     are visited here. Expect a prediction to take hundreds of times as long as that of the default.
     """
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr = self.settings.learning_rate or 1e-4
+    learning_rate = 1e-4
 
     @staticmethod
     def build_network_architecture(
@@ -171,8 +165,7 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
         return _build(plans_manager, configuration_manager, num_input_channels, num_output_channels, True)
 
     def configure_optimizers(self):
-        optimizer, _ = super().configure_optimizers()
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
+        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs, exponent=0)
 
     def initialize(self) -> None:
         super().initialize()

@@ -7,7 +7,6 @@ import os
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from nnunet_ext.inference.prompted_scores import USERS, PromptedScore, click_thr
 from nnunet_ext.losses import binary_dice_ce
 from nnunet_ext.plans.network import network_arguments
 from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.optimiser import adamw_with_poly
 
 
 class nnUNetTrainerSAMMed3D(SharedTrainer):
@@ -67,9 +67,7 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         return PromptableSAMMed3D(num_input_channels, num_output_channels, **arguments)
 
     def configure_optimizers(self):
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.initial_lr, betas=(0.9, 0.999), weight_decay=self.weight_decay)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs)
 
     def on_train_start(self) -> None:
         super().on_train_start()

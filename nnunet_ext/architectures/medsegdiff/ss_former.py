@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_ext.architectures.blocks import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from nnunet_ext.architectures.blocks import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, crop_to, pad_to_multiple
 
 
 class NeuralBandPassFilter(nn.Module):
@@ -184,7 +184,7 @@ class SSFormer(nn.Module):
 
     def tokens(self, condition: Tensor) -> Tensor:
         """Patches of c0: (batch, condition_channels, *grid) -> (batch, m, dim)."""
-        return self.patchify_condition(self._pad(condition)).flatten(2).transpose(1, 2)
+        return self.patchify_condition(pad_to_multiple(condition, self.patch_size)).flatten(2).transpose(1, 2)
 
     def forward(self, tokens: Tensor, diffusion: Tensor, filters: Sequence[Tensor | None]) -> Tensor:
         """Condition the diffusion embedding.
@@ -197,7 +197,7 @@ class SSFormer(nn.Module):
         Returns:
             e with the condition added, same shape.
         """
-        e = self.patchify_diffusion(self._pad(diffusion))
+        e = self.patchify_diffusion(pad_to_multiple(diffusion, self.patch_size))
         cut = e.shape[2:]
         e = e.flatten(2).transpose(1, 2)
         c = tokens
@@ -205,12 +205,7 @@ class SSFormer(nn.Module):
             refined = self.attentions[i](c, e, c, cut, filters[i])
             c = self.attentions[i + 1](refined, e, e, cut, filters[i + 1])
         update = self.unpatchify(self.norm(c).transpose(1, 2).unflatten(2, tuple(cut)))
-        kept = (slice(None), slice(None)) + tuple(slice(n) for n in diffusion.shape[2:])
-        return diffusion + update[kept]
-
-    def _pad(self, x: Tensor) -> Tensor:
-        missing = [-n % p for n, p in zip(x.shape[2:], self.patch_size, strict=True)]
-        return F.pad(x, [n for size in reversed(missing) for n in (0, size)]) if any(missing) else x
+        return diffusion + crop_to(update, diffusion.shape[2:])
 
 
 def patch_size_for(grid: Sequence[int], max_patches: int) -> tuple[int, ...]:
