@@ -23,6 +23,8 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from shared import few_validation_cases
+
 from nnunet_ext.files import read_json, write_json, write_text
 from nnunet_ext.reports.clicks import write_click_curves
 
@@ -120,17 +122,6 @@ def train(run: Run, data: Path, work: Path, start: Path | None, cases: int) -> P
     # All of the command: start, augmentation, training, both validations.
     write_json(folder / "cpu_seconds.json", {"command": round(seconds, 1)})
     return folder
-
-
-def few_validation_cases(preprocessed: Path, cases: int) -> None:
-    """nnU-Net's own split, with fewer cases to validate on."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    path = preprocessed / "splits_final.json"
-    keys = sorted(file.name.removesuffix(".nii.gz") for file in (preprocessed / "gt_segmentations").glob("*.nii.gz"))
-    splits = read_json(path) if path.is_file() else generate_crossval_split(keys, seed=12345, n_splits=5)
-    splits[0]["val"] = sorted(splits[0]["val"])[:cases]
-    write_json(path, splits)
 
 
 def rows(run: Run, folder: Path, learning_rate: str, start: Path | None) -> list[dict[str, object]]:

@@ -13,11 +13,7 @@ perturbed copy.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import importlib.metadata
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -35,6 +31,7 @@ from monai.metrics import compute_hausdorff_distance
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
+from shared import write_rows
 
 from nnunet_ext.evaluation import (
     compare_label_maps,
@@ -228,32 +225,12 @@ def main() -> None:
             )
             rows.append(row)
     if not arguments.quick:
-        write(rows)
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    packages = ("nnunet-ext", "nnunetv2", "monai", "numpy", "scipy", "torch", "nibabel", "SimpleITK")
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "versions": " ".join(f"{p}={importlib.metadata.version(p)}" for p in packages),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            rounded = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded | facts)
-    print(f"written: {RESULTS}")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip() + f", {os.cpu_count()} CPUs, one thread"
-    return platform.processor()
+        write_rows(
+            RESULTS,
+            COLUMNS,
+            rows,
+            ("nnunet-ext", "nnunetv2", "monai", "numpy", "scipy", "torch", "nibabel", "SimpleITK"),
+        )
 
 
 if __name__ == "__main__":

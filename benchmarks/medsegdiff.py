@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+from shared import few_validation_cases
 
 from nnunet_ext.evaluation import evaluate_folder
 from nnunet_ext.evaluation.summary import finite
@@ -140,18 +141,6 @@ def plan(task: Task, data: Path, work: Path) -> dict[str, str]:
     stock["configurations"][task.configuration].update({key: planned[key] for key in ("patch_size", "batch_size")})
     write_json(preprocessed / f"{stock['plans_name']}.json", stock)
     return {"nnU-Net": stock["plans_name"], "direct control": ours, "MedSegDiff-V2": ours}
-
-
-def few_validation_cases(preprocessed: Path, cases: int) -> None:
-    """nnU-Net's own split, with fewer cases to validate on."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    path = preprocessed / "splits_final.json"
-    folder = preprocessed / "gt_segmentations"
-    keys = sorted(file.name.split(".")[0] for file in folder.iterdir())
-    splits = read_json(path) if path.is_file() else generate_crossval_split(keys, seed=12345, n_splits=5)
-    splits[0]["val"] = sorted(splits[0]["val"])[:cases]
-    write_json(path, splits)
 
 
 def train(task: Task, trainer: str, plans: str, rate: str | None, folder: Path) -> None:

@@ -13,11 +13,6 @@ The samples are what a sampler gives for one image: the same structures with bor
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import importlib.metadata
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from scipy import ndimage
+from shared import write_rows
 
 from nnunet_ext.diffusion.fusion import Consensus, majority, staple
 
@@ -172,32 +168,7 @@ def main() -> None:
             )
             rows.append(row)
     if not arguments.quick:
-        write(rows)
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    packages = ("nnunet-ext", "numpy", "scipy", "SimpleITK")
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "versions": " ".join(f"{p}={importlib.metadata.version(p)}" for p in packages),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            rounded = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded | facts)
-    print(f"written: {RESULTS}")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip() + f", {os.cpu_count()} CPUs, one thread"
-    return platform.processor()
+        write_rows(RESULTS, COLUMNS, rows, ("nnunet-ext", "numpy", "scipy", "SimpleITK"))
 
 
 if __name__ == "__main__":
