@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from selective_scan import STAGES, append, hardware, version
 
-from nnunet_ext.ops.causal_conv1d import KERNELS, kernel_status, reference
+from nnunet_ext.ops.causal_conv1d import KERNELS, kernel_status
+from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import ORIENTATIONS, reorder, restore
 
 RESULTS = Path(__file__).parent / "results" / "causal_conv1d.csv"

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ext.architectures.sam_med3d.promptable import ACCUMULATE, PromptableSAMMed3D, mask_only_rounds
 from nnunet_ext.files import read_json, write_text
-from nnunet_ext.inference.promptable import ACCUMULATE, PromptableSAMMed3D, mask_only_rounds
 from nnunet_ext.losses import binary_dice_ce
-from nnunet_ext.plans.presets import PRESETS
+from nnunet_ext.models.sam_med3d import SIZES
 from nnunet_ext.prompts.rounds import interact
 from nnunet_ext.prompts.simulate import uniform_clicks
 from nnunet_ext.prompts.types import Points
@@ -93,7 +93,7 @@ def main() -> None:
     training, validation = (
         torch.stack([load(data, case) for case in sorted(split[part])[:n]]) for part, n in (("train", 64), ("val", 12))
     )
-    network = PromptableSAMMed3D(1, 3, sizes=PRESETS["sam_med3d"]["tiny"]["sizes"])
+    network = PromptableSAMMed3D(1, 3, sizes=SIZES["tiny"]["sizes"])
     norm = network.sam.image_encoder.neck[3]
     scale = norm.weight.detach().clone()  # begins small, and the trained one is brought to that scale
     weights = torch.load(arguments.encoder, map_location="cpu", weights_only=False)["network_weights"]

@@ -30,7 +30,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter, map_coordinates
 from selective_scan import append, hardware, version
 
-from nnunet_ext.inference.fast_export import segmentation_of_logits
+from nnunet_ext.inference.export import segmentation_of_logits
 
 RESULTS = Path(__file__).parent / "results" / "export.csv"
 EXPORTS = {

@@ -34,9 +34,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from nnunet_ext.few_shot.folder import find_cases, load_network, read_support
+from nnunet_ext.few_shot.support_curve import support_curve
 from nnunet_ext.files import read_json, write_json, write_text
-from nnunet_ext.inference.few_shot_folder import find_cases, load_network, read_support
-from nnunet_ext.inference.support_curve import CurvePoint, plot_curves, support_curve
+from nnunet_ext.reports.support_curve import CurvePoint, plot_curves
 from nnunet_ext.trainers.run_record import describe_hardware, describe_software
 
 HERE = Path(__file__).parent

@@ -10,17 +10,17 @@ trainer's kind of optimiser: in the second its state exists. A step of a tiny ne
 that libraries, compiled kernels and scratch memory are there already. glibc is told to give freed memory back at once
 (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_); otherwise its peak is of memory held, not of memory used. On a GPU it
 is torch.cuda.max_memory_allocated, and beside it what the driver says is taken, context and cached blocks included.
-SAM-Med3D really clicks, which its estimate only imitates.
+Both run the step of the trainer.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
 import os
-import pydoc
 import subprocess
 import sys
 import time
@@ -34,11 +34,10 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from selective_scan import append, hardware, version
 from torch import Tensor, nn
 
-from nnunet_ext.losses import binary_dice_ce
+from nnunet_ext import models
+from nnunet_ext.plans.estimate import dice_ce, estimate
 from nnunet_ext.plans.memory import StepMemory, on_gpu, training_step_memory
 from nnunet_ext.plans.network import arguments_for_patch
-from nnunet_ext.plans.presets import NETWORKS
-from nnunet_ext.plans.training import TRAININGS, Training, dice_ce, estimate, nnunet_step
 
 RESULTS = Path(__file__).parent / "results" / "memory.csv"
 CHANNELS, CLASSES = 1, 3
@@ -75,8 +74,18 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
             ("conv_op", "norm_op", "nonlin"),
         )
         return get_network_from_plans(path, arguments, loaded, CHANNELS, CLASSES, False, True)
-    network: Any = pydoc.locate(NETWORKS[model])
-    return network(CHANNELS, CLASSES, TRAININGS[model].deep_supervision, **arguments)
+    row = models.find(model)
+    return row.build(CHANNELS, CLASSES, row.deep_supervision, arguments)
+
+
+def step(model: str, network: nn.Module, image: Tensor) -> Tensor:
+    """The loss of the step that the trainer runs."""
+    if model == PLAIN:
+        return dice_ce(outputs := network(image), [o.new_zeros(len(o), 1, *o.shape[2:]) for o in outputs])
+    row = models.find(model)
+    training = models.load(row.step)
+    loss = dice_ce if row.loss is None else models.load(row.loss)
+    return training.step(network, training.example(network, image, CLASSES), loss)
 
 
 def estimated(model: str, arguments: dict[str, Any], shape: Sequence[int], half: bool) -> StepMemory:
@@ -84,36 +93,26 @@ def estimated(model: str, arguments: dict[str, Any], shape: Sequence[int], half:
     if model != PLAIN:
         return estimate(model, arguments, CHANNELS, CLASSES, patch, batch, half=half)
     shape = (batch, CHANNELS, *patch)
-    return training_step_memory(lambda: build(model, arguments), shape, nnunet_step, optimiser_slots=1, half=half)
+    one = functools.partial(step, model)
+    return training_step_memory(lambda: build(model, arguments), shape, one, optimiser_slots=1, half=half)
 
 
 def steps(model: str, arguments: dict[str, Any], shape: Sequence[int], device: str) -> None:
     """Build a network and train it for two steps."""
-    training = TRAININGS.get(model, Training(nnunet_step))
-    step = really_clicked if model == "sam_med3d" else training.step
+    slots = 1 if model == PLAIN else models.find(model).optimiser_slots
     with torch.device(device):  # where the step makes its targets too
         network = build(model, arguments).train().to(device)
         image = torch.zeros(shape[0], CHANNELS, *shape[1:])
-        kind = torch.optim.AdamW if training.optimiser_slots == 2 else torch.optim.SGD
+        kind = torch.optim.AdamW if slots == 2 else torch.optim.SGD
         options = {} if kind is torch.optim.AdamW else {"momentum": 0.99, "nesterov": True, "weight_decay": 3e-5}
         optimiser = kind([p for p in network.parameters() if p.requires_grad], lr=1e-3, **options)
         for _ in range(2):
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast("cuda", torch.float16) if device == "cuda" else nullcontext():
-                loss = step(network, image)
+                loss = step(model, network, image)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
             optimiser.step()
-
-
-def really_clicked(network: Any, image: Tensor) -> Tensor:
-    """The training step of SAM-Med3D with its simulated user, all clicks so far shown in every round."""
-    objects = torch.zeros_like(image[:, :1])
-    objects[..., : image.shape[-1] // 2] = 1
-    torch.manual_seed(0)  # whose first draws decide for all clicks, and for an empty start
-    output = network(image, objects, torch.ones(len(image), dtype=torch.int64))
-    rounds = [binary_dice_ce(r, objects, torch.ones_like(objects)) for r in output.rounds]
-    return dice_ce([output.automatic]) + sum(rounds) / len(rounds)
 
 
 def status(key: str) -> int:

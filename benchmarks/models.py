@@ -34,14 +34,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_ext.architectures.epa import EPA
+from nnunet_ext.architectures.medsegdiff.sampled import DirectControl, SampledMedSegDiffV2
 from nnunet_ext.architectures.segmamba import OFFICIAL_NUM_SLICES, SegMamba
 from nnunet_ext.architectures.unetrpp import UNETRPP
-from nnunet_ext.architectures.unetrpp_plain import plain_forward
+from nnunet_ext.architectures.unetrpp.epa import EPA
+from nnunet_ext.architectures.unetrpp.plain import plain_forward
 from nnunet_ext.diffusion.samplers import sample
+from nnunet_ext.diffusion.sampling import draw_noise
 from nnunet_ext.files import write_text
-from nnunet_ext.inference.sampled import DirectControl, SampledMedSegDiffV2
-from nnunet_ext.inference.sampling import draw_noise
 from nnunet_ext.plans.network import arguments_for_patch, count_parameters
 from nnunet_ext.trainers.medsegdiff import PAPER
 from nnunet_ext.trainers.run_record import describe_hardware, describe_software

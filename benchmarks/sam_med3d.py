@@ -27,10 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 
+from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D
 from nnunet_ext.checkpoints import build_from_official
+from nnunet_ext.clicks.prompted_object import PreparedVolume, PromptedObject
 from nnunet_ext.files import write_text
-from nnunet_ext.inference.promptable import PromptableSAMMed3D
-from nnunet_ext.inference.prompted_object import PreparedVolume, PromptedObject
 from nnunet_ext.trainers.run_record import describe_hardware, describe_software
 
 HERE = Path(__file__).parent

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_ext.architectures.medsegdiff.sampled import SampledMedSegDiffV2
+from nnunet_ext.diffusion.sampling import Place
 from nnunet_ext.files import read_json
 from nnunet_ext.inference.predictor import FolderPredictor
-from nnunet_ext.inference.sampled import SampledMedSegDiffV2
-from nnunet_ext.inference.sampling import Place
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

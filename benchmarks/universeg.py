@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.architectures.universeg import UniverSeg
-from nnunet_ext.architectures.universeg_plain import plain_forward
+from nnunet_ext.architectures.universeg.plain import plain_forward
 from nnunet_ext.checkpoints import build_from_official
 from nnunet_ext.files import write_text
 from nnunet_ext.trainers.run_record import describe_hardware, describe_software

@@ -1,6 +1,15 @@
-"""The environment variables of this project, in one table; `docs/environment.md` explains them at length."""
+"""The environment variables of this project, in one table, and how they are read.
+
+`docs/environment.md` explains them at length. They are read inside nnU-Net's own commands too, so a value that is not
+allowed ends these with one line.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from nnunet_ext.errors import TrainingError
 
 VARIABLES = {
     "NNUNET_EXT_AUTOLOAD": "0 switches the start-up hook off; nnU-Net then finds no class of this project",
@@ -22,3 +31,35 @@ VARIABLES = {
     "NNUNET_EXT_SAMPLING_SEED": "MedSegDiff-V2: seed of the noise",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
 }
+
+
+def whole_number(environment: Mapping[str, str], name: str) -> int | None:
+    """The value of an environment variable, None if it is not set.
+
+    Raises:
+        TrainingError: it is no whole number of at least 1.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def share(environment: Mapping[str, str], name: str) -> float | None:
+    """The value of an environment variable, None if it is not set.
+
+    Raises:
+        TrainingError: it is no number above 0 and up to 1.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise TrainingError(f"{name}={text!r} must be a number above 0 and up to 1, such as 8e-5")
+    return value

@@ -67,3 +67,11 @@ def over_chosen(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target
     if not chosen.any():
         return (logits * 0).sum()
     return loss(logits[chosen], target[chosen]) * chosen.float().mean()
+
+
+def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy plus soft Dice, each query on its own: (B, 1, s, s) and soft labels -> scalar."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels)
+    probability = logits.sigmoid()
+    overlap, total = (probability * labels).sum((1, 2, 3)), (probability + labels).sum((1, 2, 3))
+    return cross_entropy + (1 - (2 * overlap + 1) / (total + 1)).mean()

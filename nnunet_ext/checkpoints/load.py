@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext import models
 from nnunet_ext.errors import UserError
 
-# Model name -> function(**config) that builds the network with the official code's parameter names.
-_BUILDERS = {
-    "sam_med3d": "nnunet_ext.checkpoints.sam_med3d:build",
-    "segmamba": "nnunet_ext.checkpoints.segmamba:build",
-    "unetrpp": "nnunet_ext.checkpoints.unetrpp:build",
-    "universeg": "nnunet_ext.checkpoints.universeg:build",
-}
 # Where published files keep the weights, in the order they are looked for.
 _WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "model", "module")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of each tensor of a network: names, in the network's order."""
+
+    copied: tuple[str, ...]
+    resized: tuple[str, ...]
+    initial: tuple[str, ...]  # left as the network was initialised
 
 
 def build_from_official(name: str, state_dict: Mapping[str, Tensor], **config: Any) -> nn.Module:
@@ -44,10 +47,10 @@ def build_from_official(name: str, state_dict: Mapping[str, Tensor], **config: A
         ValueError: unknown name, or keys or shapes do not match; the message lists what is missing, what is
             unexpected and which shapes differ.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"no official network {name!r}; known: {', '.join(sorted(_BUILDERS))}")
-    module, function = _BUILDERS[name].split(":")
-    model = getattr(importlib.import_module(module), function)(**config)
+    builders = {model.name: model.weights.build for model in models.rows() if model.weights}
+    if name not in builders:
+        raise ValueError(f"no official network {name!r}; known: {', '.join(sorted(builders))}")
+    model = models.load(builders[name])(**config)
     load_strict(model, state_dict)
     return model.eval()
 

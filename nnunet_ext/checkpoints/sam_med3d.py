@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
-from nnunet_ext.checkpoints.load import load_strict
-from nnunet_ext.checkpoints.unetrpp import Transfer
+from nnunet_ext.checkpoints.load import Transfer, load_strict
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_ext.architectures.unetrpp import UNETRPP
-from nnunet_ext.architectures.unetrpp_geometry import Geometry, fit_geometry, given_geometry
-from nnunet_ext.checkpoints.load import load_strict
+from nnunet_ext.architectures.unetrpp.geometry import Geometry, fit_geometry, given_geometry
+from nnunet_ext.checkpoints.load import Transfer, load_strict
 
 # Where the tokens of a module lie: start of its name -> stage.
 _STAGES = {
@@ -63,15 +62,6 @@ def build(
         proj_sizes=proj_sizes,
         decoder_proj_size=decoder_proj_size,
     )
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What became of each tensor of a network: names, in the network's order."""
-
-    copied: tuple[str, ...]
-    resized: tuple[str, ...]
-    initial: tuple[str, ...]  # left as the network was initialised
 
 
 def transfer(

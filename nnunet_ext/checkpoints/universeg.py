@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from nnunet_ext.architectures.universeg import UniverSeg
-from nnunet_ext.checkpoints.load import load_strict
-from nnunet_ext.checkpoints.unetrpp import Transfer
+from nnunet_ext.architectures.universeg import FewShotNetwork, UniverSeg
+from nnunet_ext.checkpoints.load import Transfer, load_strict
 
 _Blocks = Sequence[int | Sequence[int]]
 
@@ -22,11 +21,11 @@ def build(*, encoder_blocks: _Blocks = (64, 64, 64, 64), decoder_blocks: _Blocks
     return UniverSeg(encoder_blocks, decoder_blocks)
 
 
-def transfer(model: UniverSeg, weights: Mapping[str, Tensor]) -> Transfer:
+def transfer(model: FewShotNetwork, weights: Mapping[str, Tensor]) -> Transfer:
     """Start a network from the official weights, or from those of a checkpoint of this project.
 
     Args:
-        model: the network to fill, in place; it must have the widths of the weights.
+        model: the network whose core is filled, in place; it must have the widths of the weights.
         weights: see `read_checkpoint`.
 
     Returns:
@@ -36,7 +35,7 @@ def transfer(model: UniverSeg, weights: Mapping[str, Tensor]) -> Transfer:
         ValueError: names or widths differ; nothing is changed then.
     """
     kept = core_weights(weights)
-    load_strict(model, kept)
+    load_strict(model.core, kept)
     return Transfer(tuple(kept), (), ())
 
 

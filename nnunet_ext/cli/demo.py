@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import resource
 import shlex
 import shutil
@@ -33,15 +32,14 @@ from nnunet_ext.cli.progress import Epochs, stages
 from nnunet_ext.cli.running import find_executable, run_logged, stop_on_signals
 from nnunet_ext.data.holdout import RawDataset, hold_out, read_raw_dataset
 from nnunet_ext.data.phantoms import make_dataset
-from nnunet_ext.discovery.table import of_kind
+from nnunet_ext.discovery.table import find, trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import labels_from_dataset_json
 from nnunet_ext.files import read_json, write_json, write_text
+from nnunet_ext.machine import available_cores
+from nnunet_ext.models import Model
 
 PHANTOMS = "Dataset900_Phantoms"
-
-# Trainers whose network `nnunet_ext plan` sizes; the others take nnU-Net's own plans.
-MODELS = {"nnUNetTrainerSegMamba": "segmamba", "nnUNetTrainerUNETRPP": "unetrpp"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use N cases, a quarter of them for testing (default: 16 phantoms, or at most 24 cases of --data)",
     )  # fmt: skip
     parser.add_argument(
-        "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in of_kind("trainer")],
+        "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in trainers()],
         metavar="NAME", help="one of %(choices)s (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=_positive, default=13, metavar="N", help="epochs (default: %(default)s)")
@@ -181,30 +179,42 @@ def _variables(folder: Path, epochs: int, device: str) -> dict[str, str]:
 def _steps(dataset: Path, folder: Path, arguments: argparse.Namespace, device: str, phantoms: bool) -> Iterator[Step]:
     """The commands in order; each is decided when the one before it has run."""
     number, trainer, plans = str(int(dataset.name[7:10])), arguments.trainer, "nnUNetPlans"
-    processes = "1" if phantoms else str(min(4, len(os.sched_getaffinity(0))))
-    preprocess = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", "3d_fullres", "-np", processes]
+    model, configuration = _model(trainer), _configuration(trainer)
+    processes = "1" if phantoms else str(min(4, available_cores()))
+    preprocess = ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-np", processes]
     yield Step("plan_and_preprocess", [*preprocess, "-npfp", processes, "--verify_dataset_integrity"], stages)
 
-    if trainer in MODELS:
-        plan = ["nnunet_ext", "plan", "-d", number, "--model", MODELS[trainer], "--size", "tiny", "-c", "3d_fullres"]
+    if model.network is not None:  # nnU-Net's own network has nnU-Net's plans
+        smallest = next(iter(model.sizes))
+        plan = ["nnunet_ext", "plan", "-d", number, "--model", model.name, "--size", smallest, "-c", configuration]
         if device == "cpu":
             planned = read_json(folder / "nnUNet_preprocessed" / dataset.name / "nnUNetPlans.json")
-            patch = _small_patch(planned["configurations"]["3d_fullres"]["patch_size"])
+            patch = _small_patch(planned["configurations"][configuration]["patch_size"])
             plan += ["--patch-size", *map(str, patch), "--batch-size", "2"]
         plans = "nnUNetPlansDemo"
         yield Step("plan", [*plan, "-o", plans], _indented)
 
-    train = ["nnUNetv2_train", number, "3d_fullres", "0", "-tr", trainer, "-p", plans, "-device", device]
+    train = ["nnUNetv2_train", number, configuration, "0", "-tr", trainer, "-p", plans, "-device", device]
     yield Step("train", train, Epochs(arguments.epochs))
 
     predict = ["nnUNetv2_predict", "-d", number, "-i", f"nnUNet_raw/{dataset.name}/imagesTs", "-o", "predictions"]
-    predict += ["-c", "3d_fullres", "-f", "0", "-tr", trainer, "-p", plans, "-device", device]
+    predict += ["-c", configuration, "-f", "0", "-tr", trainer, "-p", plans, "-device", device]
     if device == "cpu":
         predict += ["-npp", "0", "-nps", "0", "--disable_tta"]
     yield Step("predict", predict, stages)
 
     evaluate = ["nnunet_ext", "evaluate", "-r", f"nnUNet_raw/{dataset.name}/labelsTs", "-p", "predictions"]
     yield Step("evaluate", [*evaluate, "-o", "evaluation"], _indented)
+
+
+def _model(trainer: str) -> Model:
+    entry = find(trainer, "trainer")
+    assert entry is not None and entry.model is not None  # argparse knows no other
+    return entry.model
+
+
+def _configuration(trainer: str) -> str:
+    return "3d_fullres" if 3 in _model(trainer).axes else "2d"
 
 
 def _indented(line: str) -> str | None:
@@ -275,7 +285,7 @@ def _say_what_next(folder: Path, dataset: Path, trainer: str, results: dict[str,
         "\nThis was a short schedule with a tiny network. For results, set nnU-Net's three folders and run all folds\n"
         f"of your data set, here number {number}:\n"
         f"  nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity\n"
-        f"  nnUNetv2_train {number} 3d_fullres 0 -tr {trainer}     # and folds 1 to 4"
+        f"  nnUNetv2_train {number} {_configuration(trainer)} 0 -tr {trainer}     # and folds 1 to 4"
     )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from nnunet_ext import __version__
-from nnunet_ext.discovery.table import ENTRIES
+from nnunet_ext.discovery.table import entries
 from nnunet_ext.doctor import machine, probes, software
 from nnunet_ext.doctor.finding import Finding
 
@@ -62,7 +62,7 @@ def examine() -> Iterator[tuple[str, list[Finding]]]:
     environment = dict(os.environ)
     with ThreadPoolExecutor(2) as pool:
         # Both import torch, which takes seconds; the quick sections are printed meanwhile.
-        torch_answer, look_up_answer = pool.submit(probes.torch_here), pool.submit(probes.look_up, ENTRIES)
+        torch_answer, look_up_answer = pool.submit(probes.torch_here), pool.submit(probes.look_up, entries())
         yield "Versions", software.versions()
         yield "nnU-Net's folders", machine.folders(environment)
         yield "Machine", machine.cores(environment) + machine.memory(environment)

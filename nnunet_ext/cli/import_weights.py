@@ -13,22 +13,20 @@ examples:
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
+from nnunet_ext import models
 from nnunet_ext.errors import UserError
 
-# Model -> module and name of its trainer.
-MODELS = {
-    "sam_med3d": ("nnunet_ext.trainers.sam_med3d", "nnUNetTrainerSAMMed3D"),
-    "unetrpp": ("nnunet_ext.trainers.unetrpp", "nnUNetTrainerUNETRPP"),
-    "universeg": ("nnunet_ext.trainers.universeg", "nnUNetTrainerUniverSeg"),
-}
+
+def _importable() -> dict[str, models.Model]:
+    return {model.name: model for model in models.rows() if model.weights and model.weights.transfer}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, choices=MODELS, help="which network the weights are of")
+    parser.add_argument("--model", required=True, choices=_importable(), help="which network the weights are of")
     parser.add_argument("-i", "--input", required=True, type=Path, metavar="FILE", help=".model, .pth or .pt")
     parser.add_argument(
         "--weights-patch", nargs=3, type=int, metavar="N", help="unetrpp: patch the weights were trained on"
@@ -40,13 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if (arguments.model == "unetrpp") != (arguments.weights_patch is not None):
+    model = _importable()[arguments.model]
+    assert model.weights is not None and model.weights.transfer is not None
+    if model.weights.belongs_to_patch != (arguments.weights_patch is not None):
+        need = [name for name, other in _importable().items() if other.weights and other.weights.belongs_to_patch]
         print(
-            "nnunet_ext import-weights: --weights-patch goes with --model unetrpp, which needs it; see --help",
+            "nnunet_ext import-weights: --weights-patch goes with --model "
+            f"{' or '.join(need)}, which needs it; see --help",
             file=sys.stderr,
         )
         return 2
-    arguments.configuration = arguments.configuration or ("2d" if arguments.model == "universeg" else "3d_fullres")
+    arguments.configuration = arguments.configuration or ("3d_fullres" if 3 in model.axes else "2d")
     from nnunet_ext.checkpoints import read_checkpoint
     from nnunet_ext.plans.write import preprocessed_folder
 
@@ -58,57 +60,43 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.files import atomic_path
 
-    model = _planned_network(arguments.model, folder, arguments.plans, arguments.configuration)
+    network = _planned_network(model, folder, arguments.plans, arguments.configuration)
+    options = {"patch_size": arguments.weights_patch} if model.weights.belongs_to_patch else {}
     try:
-        report = _transfer(arguments, model, weights)
+        report = models.load(model.weights.transfer)(network, weights, **options)
     except ValueError as error:
         raise UserError(f"{arguments.input}: {error}") from None
     with atomic_path(arguments.output) as temporary:
-        torch.save({"network_weights": model.state_dict()}, temporary)
+        torch.save({"network_weights": network.state_dict()}, temporary)
     for word, names in (("resized", report.resized), ("left as initialised", report.initial)):
         for name in names:
             print(f"{word}: {name}", file=sys.stderr)
     print(
         f"{len(report.copied)} tensors copied, {len(report.resized)} resized, {len(report.initial)} left as "
         f"initialised; wrote {arguments.output}\n\nnext: nnUNetv2_train {arguments.dataset} "
-        f"{arguments.configuration} 0 -p {arguments.plans} -tr {MODELS[arguments.model][1]} "
+        f"{arguments.configuration} 0 -p {arguments.plans} -tr {model.trainers[0].name} "
         f"-pretrained_weights {arguments.output}",
         file=sys.stderr,
     )
     return 0
 
 
-def _transfer(arguments: argparse.Namespace, model, weights):
-    """Fill the network; returns what became of each tensor."""
-    if arguments.model == "sam_med3d":
-        from nnunet_ext.checkpoints import sam_med3d
-
-        return sam_med3d.transfer(model, weights)
-    if arguments.model == "universeg":
-        from nnunet_ext.checkpoints import universeg
-
-        return universeg.transfer(model.core, weights)
-    from nnunet_ext.checkpoints import unetrpp
-
-    return unetrpp.transfer(model, weights, patch_size=arguments.weights_patch)
-
-
-def _planned_network(name: str, folder: Path, plans: str, configuration: str):
+def _planned_network(model: models.Model, folder: Path, plans: str, configuration: str) -> Any:
     """The network the model's trainer would train on this data set."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_ext.files import read_json
+    from nnunet_ext.plans.network import check_configuration
 
-    module = importlib.import_module(MODELS[name][0])
     manager = PlansManager(str(folder / f"{plans}.json"))
     if configuration not in manager.available_configurations:
         raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(manager.available_configurations)}")
-    check = module.require_2d if name == "universeg" else module.require_3d
-    check(manager, configuration)
+    check_configuration(model.name, manager, configuration)
     dataset_json = read_json(folder / "dataset.json")
     planned = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, planned, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    trainer = getattr(module, MODELS[name][1])
-    return trainer.build_network_architecture(manager, planned, channels, heads, False)
+    trainer = model.trainers[0]
+    build = models.load(f"{trainer.module}:{trainer.name}").build_network_architecture
+    return build(manager, planned, channels, heads, False)

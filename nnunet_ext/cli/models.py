@@ -12,8 +12,9 @@ import dataclasses
 import json
 import shutil
 import textwrap
+from typing import Any
 
-from nnunet_ext.discovery.table import Entry, of_kind
+from nnunet_ext import models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,43 +24,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the list; always 0."""
-    trainers = of_kind("trainer")
+    found = [(model, trainer) for model in models.rows() for trainer in model.trainers]
     if arguments.json:
-        rows = [{**dataclasses.asdict(entry), "command": train_command(entry)} for entry in trainers]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([facts(*pair) for pair in found], indent=2))
         return 0
-    print("\n\n".join(describe(entry) for entry in trainers))
+    print("\n\n".join(describe(*pair) for pair in found))
     print("\nDATASET is the number or name of a data set that `nnUNetv2_plan_and_preprocess -d DATASET` has prepared.")
     print("Without a GPU add `-device cpu`. Predict with `nnUNetv2_predict` and the same -d, -c and -tr.")
     return 0
 
 
-def train_command(entry: Entry) -> str:
+def train_command(trainer: models.Trainer) -> str:
     """The command that trains fold 0, on 3d_fullres where the trainer accepts it."""
-    inputs = entry.model.inputs if entry.model else ()
-    configuration = "3d_fullres" if "3d_fullres" in inputs or not inputs else inputs[0]
-    return f"nnUNetv2_train DATASET {configuration} 0 -tr {entry.name}"
+    configuration = "3d_fullres" if "3d_fullres" in trainer.inputs else trainer.inputs[0]
+    return f"nnUNetv2_train DATASET {configuration} 0 -tr {trainer.name}"
 
 
-def describe(entry: Entry) -> str:
+def facts(model: models.Model, trainer: models.Trainer) -> dict[str, Any]:
+    """A trainer with its model, for programs."""
+    weights = None if model.weights is None else dataclasses.asdict(model.weights)
+    of_model = {"model": model.name, "paper": dataclasses.asdict(model.paper), "planner": model.planner}
+    more = {"sizes": list(model.sizes), "weights": weights, "command": train_command(trainer)}
+    return {**dataclasses.asdict(trainer), **of_model, **more}
+
+
+def describe(model: models.Model, trainer: models.Trainer) -> str:
     """A trainer in a few lines."""
-    rows = {}
-    if entry.model is not None:
-        model = entry.model
-        rows = {
-            "network": model.network,
-            "paper": model.paper,
-            "link": model.link,
-            "inputs": ", ".join(model.inputs),
-            "needs": model.needs,
-            "parameters": model.parameters_of,
-            "remarks": model.remarks,
-        }
-        if model.parameters is not None:
-            rows["parameters"] = f"{model.parameters / 1e6:.1f} M ({model.parameters_of})"
-    rows["train"] = train_command(entry)
+    parameters = trainer.parameters_of
+    if trainer.parameters is not None:
+        parameters = f"{trainer.parameters / 1e6:.1f} M ({trainer.parameters_of})"
+    published = ""
+    if model.weights is not None and model.weights.files:
+        published = f"{', '.join(file.name for file in model.weights.files)} ({model.weights.licence}), "
+        published += model.weights.source
+    rows = {
+        "network": trainer.network,
+        "paper": model.paper.citation,
+        "link": model.paper.link,
+        "inputs": ", ".join(trainer.inputs),
+        "needs": trainer.needs,
+        "parameters": parameters,
+        "sizes": ", ".join(model.sizes),
+        "weights": published,
+        "remarks": trainer.remarks,
+        "train": train_command(trainer),
+    }
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    lines = [entry.name]
+    lines = [trainer.name]
     for name, text in rows.items():
         if text:
             # A command must stay one line to be copied.

@@ -22,17 +22,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nnunet_ext import models
 from nnunet_ext.cli.numbers import at_least_one, gigabytes
 from nnunet_ext.errors import UserError
-from nnunet_ext.plans.presets import NETWORKS, PRESETS, TITLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", choices=sorted(NETWORKS), help="which network")
+    what.add_argument("--model", choices=sorted(models.planned()), help="which network")
     what.add_argument("--fast-preprocessing", action="store_true", help="keep the network; only preprocess faster")
-    every_size = sorted({size for presets in PRESETS.values() for size in presets})
+    every_size = sorted({size for model in models.planned().values() for size in model.sizes})
     parser.add_argument("--size", default="base", choices=every_size, help="preset; base is the published network")
     parser.add_argument("-c", "--configurations", nargs="+", metavar="NAME", help="such as 3d_fullres (default: all)")
     parser.add_argument("-p", "--base-plans", default="nnUNetPlans", help="existing plans to derive from (%(default)s)")
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         for p in planned
     ]
     _print_table(heading, rows)
-    trainer = f"nnUNetTrainer{TITLES[arguments.model]}"
+    trainer = models.find(arguments.model).trainers[0].name
     example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
     print(f"\nnext: {example}", file=sys.stderr)
     return 0

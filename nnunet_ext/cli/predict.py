@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
-    from nnunet_ext.trainers.run_record import available_cores
+    from nnunet_ext.machine import available_cores
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("-device cuda: no usable GPU here; give -device cpu")

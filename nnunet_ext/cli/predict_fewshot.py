@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     import torch
 
-    from nnunet_ext.inference import few_shot_folder as folder
+    from nnunet_ext.few_shot import folder
 
     cases = folder.find_cases(arguments.input)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -109,7 +109,7 @@ def _predict(arguments: argparse.Namespace, core, case: str, files: list[Path], 
     import numpy as np
     from tqdm import tqdm
 
-    from nnunet_ext.inference import few_shot_folder as folder
+    from nnunet_ext.few_shot import folder
 
     views, slices = folder.read_image(files, size, arguments.axis)
     passes = folder.predict_case(core, views, slices, support, case, **settings)

@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from nnunet_ext.inference.image import write_mask
-    from nnunet_ext.inference.prompt_model import load_official, load_trained
-    from nnunet_ext.inference.prompted_folder import draw_case, find_cases, parse_labels, segment_case
+    from nnunet_ext.clicks.folder import draw_case, find_cases, parse_labels, segment_case
+    from nnunet_ext.clicks.model import load_official, load_trained
+    from nnunet_ext.images import write_mask
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here; add -device cpu")

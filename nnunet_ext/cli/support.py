@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from nnunet_ext.inference.support_file import write_support_file
+    from nnunet_ext.few_shot.support_file import write_support_file
 
     found = write_support_file(arguments.model, arguments.support_images, arguments.support_labels, arguments.output)
     for task, where in found.items():

@@ -22,7 +22,7 @@ from nnunet_ext.data.forecast import forecast
 from nnunet_ext.data.inspect_case import CaseFacts, inspect_case
 from nnunet_ext.data.layout import CaseFiles, Layout, find_dataset, read_layout
 from nnunet_ext.errors import UserError
-from nnunet_ext.evaluation.workers import in_workers
+from nnunet_ext.workers import in_workers
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.errors import UserError
+from nnunet_ext.images import LPS_TO_RAS
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Headers store single precision, so two honest copies of one grid differ by about this much.
 TOLERANCE_MM = 1e-2
 _SMALLEST_MM, _LARGEST_MM = 0.01, 50.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.doctor.finding import Finding, Status
+from nnunet_ext.machine import available_cores
 
 GIB = 1024**3
 
@@ -121,16 +122,6 @@ def augmentation_workers(environment: dict[str, str]) -> int:
     """Augmentation workers nnU-Net 2.8.1 would start; it counts the machine's cores, not the allocation's."""
     value = environment.get("nnUNet_n_proc_DA", "12")
     return min(int(value) if value.strip().isdigit() else 12, os.cpu_count() or 1)
-
-
-def available_cores() -> int:
-    """Cores of this process: the smaller of the CPU affinity and the container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return count
 
 
 def memory(environment: dict[str, str]) -> list[Finding]:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext import __version__
+from nnunet_ext import __version__, models
 from nnunet_ext.discovery import SHIMS
-from nnunet_ext.discovery.table import ENTRIES, Entry
+from nnunet_ext.discovery.table import Entry, entries
 from nnunet_ext.doctor.finding import Finding
 from nnunet_ext.environment import VARIABLES
 from nnunet_ext.errors import UserError
@@ -26,7 +26,7 @@ NEWEST_TESTED_NNUNET = "2.8.1"
 TESTED_PYTHON = ((3, 10), (3, 13))
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "SimpleITK", "nibabel")
 NNUNET_PACKAGES = ("batchgenerators", "batchgeneratorsv2", "dynamic-network-architectures", "acvl-utils")
-OPTIONAL_PACKAGES = ("mamba-ssm", "causal-conv1d", "tensorboard")
+OPTIONAL_PACKAGES = (*(package for model in models.OWN for package in model.accelerators), "tensorboard")
 
 
 def installed_version(package: str) -> str | None:
@@ -174,7 +174,7 @@ def commands() -> Finding:
     return Finding("nnUNetv2_train", f"{found} belongs to another environment", "warning", remedy)
 
 
-def look_up(answer: dict[str, Any], entries: Sequence[Entry] = ENTRIES) -> list[Finding]:
+def look_up(answer: dict[str, Any], wanted: Sequence[Entry] | None = None) -> list[Finding]:
     """Findings from `probes.look_up`: by which way nnU-Net finds our classes, and the proof for each."""
     if "error" in answer:
         remedy = 'start with: python -c "import nnunetv2.run.run_training"'
@@ -182,7 +182,8 @@ def look_up(answer: dict[str, Any], entries: Sequence[Entry] = ENTRIES) -> list[
     findings = []
     way = "start-up hook" if answer["attached"] else "nnUNet_extTrainer"
     findings.append(_way(answer))
-    for entry in entries:
+    wanted = entries() if wanted is None else wanted
+    for entry in wanted:
         result = answer["classes"][entry.name]
         if result["module"] == entry.module:
             findings.append(Finding(entry.name, f"found in {entry.module}"))
@@ -195,7 +196,7 @@ def look_up(answer: dict[str, Any], entries: Sequence[Entry] = ENTRIES) -> list[
         # nnU-Net's own error repeats its manual; our line, where there is one, has the reason.
         value = said[0].removeprefix(f"nnunet_ext: {entry.name} ") if said else value.partition(" in nnunetv2")[0]
         findings.append(Finding(entry.name, value, "broken", remedy))
-    return findings + shadowed(Path(answer["nnunetv2"]), entries)
+    return findings + shadowed(Path(answer["nnunetv2"]), wanted)
 
 
 def _way(answer: dict[str, Any]) -> Finding:
@@ -219,11 +220,11 @@ def _way(answer: dict[str, Any]) -> Finding:
     return Finding("found through", f"nothing: {why}", "broken", remedy)
 
 
-def shadowed(nnunetv2: Path, entries: Sequence[Entry]) -> list[Finding]:
+def shadowed(nnunetv2: Path, wanted: Sequence[Entry]) -> list[Finding]:
     """Classes of our names that somebody copied into nnU-Net's own folders; ours are taken."""
     findings = []
     sources = {path: path.read_text("utf-8", "replace") for path in sorted((nnunetv2 / "training").rglob("*.py"))}
-    for entry in entries:
+    for entry in wanted:
         for path, text in sources.items():
             if f"class {entry.name}(" in text:
                 remedy = "remove that file, or set NNUNET_EXT_AUTOLOAD=0 to use it instead of nnunet_ext's"

@@ -22,8 +22,8 @@ from nnunet_ext.evaluation.labels import (
     labels_from_dataset_json,
     labels_from_values,
 )
-from nnunet_ext.evaluation.workers import in_workers
 from nnunet_ext.files import read_json
+from nnunet_ext.workers import in_workers
 
 # Workers need about a second to import what they need; what is done by then was not worth starting them.
 _ALONE_SECONDS = 3.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ext.diffusion.samples_file import PROBABILITIES
 from nnunet_ext.diffusion.uncertainty import (
     BINS,
     UncertaintyMaps,
@@ -28,7 +29,6 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import split_name
 from nnunet_ext.evaluation.images import LabelMap, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, Target
-from nnunet_ext.inference.samples_file import PROBABILITIES
 
 _SAMPLE = re.compile(r"sample_\d+")
 

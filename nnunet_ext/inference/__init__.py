@@ -1,1 +1,1 @@
-"""From a trained network to label maps, where nnU-Net alone does not lead."""
+"""The engine: windows, prediction of folders, validation of folds and export, for any network nnU-Net builds."""

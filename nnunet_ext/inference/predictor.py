@@ -27,12 +27,12 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from nnunet_ext.architectures.medsegdiff.sampled import SampledMedSegDiffV2
+from nnunet_ext.diffusion.samples_file import write_samples
+from nnunet_ext.diffusion.sampling import Place
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import gunzip, write_json
-from nnunet_ext.inference.fast_export import segmentation_of_logits
-from nnunet_ext.inference.sampled import SampledMedSegDiffV2
-from nnunet_ext.inference.samples_file import write_samples
-from nnunet_ext.inference.sampling import Place
+from nnunet_ext.inference.export import segmentation_of_logits
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -96,7 +96,7 @@ class FolderPredictor(nnUNetPredictor):
             threads: cases that are preprocessed ahead, and exported behind, at the same time.
             save_probabilities: also write nnU-Net's .npz and .pkl, which needs every class at full size.
             samples_folder: for networks that draw samples: each is stitched for itself, written here
-                (`nnunet_ext.inference.samples_file`) and fused after that, not window by window.
+                (`nnunet_ext.diffusion.samples_file`) and fused after that, not window by window.
 
         Raises:
             UserError: `samples_folder` for a network that draws none.

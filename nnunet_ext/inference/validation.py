@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.inference.predictor import Case, Done, FolderPredictor
-from nnunet_ext.trainers.run_record import available_cores
+from nnunet_ext.machine import available_cores
 
 # nnU-Net's distance between barriers, which keep distributed ranks from waiting too long for each other.
 _BARRIER_EVERY = 20

@@ -15,17 +15,15 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props, pad_shape
 
+from nnunet_ext import models
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.memory import StepMemory, fits_gpu, on_gpu
 from nnunet_ext.plans.network import arguments_for_patch
-from nnunet_ext.plans.presets import BATCH_SIZES, PRESETS, TITLES
-from nnunet_ext.plans.training import estimate
 
 # nnU-Net's: the least edge of the deepest grid; the least batch, for which a patch must leave room; and the largest
 # share of the data set's voxels in a batch.
 MIN_EDGE, MIN_BATCH, MAX_COVERED = 4, 2, 0.05
-# How many of nnU-Net's poolings the network has, which its patches must allow; not listed: all of them.
-POOLINGS = {"segmamba": 4, "unetrpp": 5}
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,15 @@ def fit(model: str, size: str, data: Data, gpu_gigabytes: float, *, patch_size: 
     Raises:
         TrainingError: not even the smallest patch fits.
     """
+    row = models.find(model)
     budget = fits_gpu(gpu_gigabytes * 1e9)
     if patch_size is None:
         # More than the cube that a network resizes patches to would lose resolution.
-        cube = PRESETS[model][size].get("sizes", {}).get("img_size")
-        candidates = patches(data.spacing_mm, data.median_shape, POOLINGS.get(model), cube)
+        candidates = patches(data.spacing_mm, data.median_shape, row.poolings, row.resized_to.get(size))
     else:
         candidates = [_with_strides(data.spacing_mm, patch_size)]
     least = MIN_BATCH
-    if model in BATCH_SIZES:  # resizes every image to its own grid: the patch means nothing to its memory
+    if row.batch_size:  # resizes every image to its own grid: the patch means nothing to its memory
         candidates, least = candidates[:1], 1
 
     def memory(patch: Patch, batch: int) -> StepMemory:
@@ -106,12 +104,12 @@ def fit(model: str, size: str, data: Data, gpu_gigabytes: float, *, patch_size: 
     if position is None:
         smallest = candidates[-1]
         raise TrainingError(
-            f"{TITLES[model]} {size} needs {on_gpu(memory(smallest, least).total) / 1e9:.1f} GB for a batch of "
+            f"{row.title} {size} needs {on_gpu(memory(smallest, least).total) / 1e9:.1f} GB for a batch of "
             f"{least} with the smallest patch {'x'.join(map(str, smallest.size))}, more than {gpu_gigabytes:g} GB; "
             "raise the memory target or choose a smaller preset with nnunet_ext plan --size"
         )
     chosen = candidates[position]
-    largest = BATCH_SIZES.get(model) or max(least, round(data.voxels * MAX_COVERED / chosen.voxels))
+    largest = row.batch_size or max(least, round(data.voxels * MAX_COVERED / chosen.voxels))
     batches = range(largest, least - 1, -1)
     batch = batches[first_fitting(batches, lambda i: memory(chosen, batches[i]), budget) or 0]
     arguments = arguments_for_patch(model, size, list(chosen.size), [list(s) for s in chosen.strides])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunet_ext import models
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import read_json
 from nnunet_ext.plans.fit import Data, fit
-from nnunet_ext.plans.presets import AXES, TITLES
 from nnunet_ext.plans.write import (
     FAST_PREPROCESSOR,
     PREPROCESSOR,
@@ -37,22 +38,16 @@ COMMON_DATA_KEYS = ("transpose_forward", "foreground_intensity_properties_per_ch
 STOCK_PLANS = "nnUNetPlans"
 
 
-class _Planner(ExperimentPlanner):
+class ModelPlanner(ExperimentPlanner):
     """nnU-Net's planner for one network.
 
     Attributes:
-        model: a key of `NETWORKS`.
-        size: a key of its presets; a subclass may set another.
-        spacing_mm: of 3d_fullres; None for nnU-Net's choice.
-        patch_size: of 3d_fullres; None for the largest that fits.
-        configurations: those to plan; None for all the network has a form for.
+        model: its row.
+        size: one of the model's sizes; a subclass may set another.
     """
 
-    model: str
+    model: models.Model
     size = "base"
-    spacing_mm: tuple[float, ...] | None = None
-    patch_size: tuple[int, ...] | None = None
-    configurations: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -63,17 +58,17 @@ class _Planner(ExperimentPlanner):
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = False,
     ):
-        spacing = overwrite_target_spacing or self.spacing_mm
+        spacing = overwrite_target_spacing or self.model.spacing_mm
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
             # The same output in a tenth of the time; another one was asked for.
             FAST_PREPROCESSOR if preprocessor_name == PREPROCESSOR else preprocessor_name,
-            plans_name or f"nnUNet{TITLES[self.model]}Plans",
+            plans_name or f"nnUNet{self.model.suffix}Plans",
             list(spacing) if spacing else None,
             suppress_transpose,
         )
-        if self.configurations and "3d_lowres" not in self.configurations:
+        if self.model.configurations and "3d_lowres" not in self.model.configurations:
             self.lowres_creation_threshold = 0.0
 
     @staticmethod
@@ -92,7 +87,7 @@ class _Planner(ExperimentPlanner):
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
-        if len(spacing) not in AXES[self.model]:
+        if len(spacing) not in self.model.axes:
             return plan  # left out by save_plans
         data = Data(
             tuple(map(float, spacing)),
@@ -101,24 +96,24 @@ class _Planner(ExperimentPlanner):
             input_channels(self.dataset_json),
             num_outputs(self.dataset_json),
         )
-        fitted = fit(self.model, self.size, data, self.UNet_vram_target_GB, patch_size=self.patch_size)
+        fitted = fit(self.model.name, self.size, data, self.UNet_vram_target_GB, patch_size=self.model.patch_size)
         return {
             **plan,
             "patch_size": list(fitted.patch_size),
             "batch_size": fitted.batch_size,
-            "architecture": architecture(self.model, fitted.arguments),
+            "architecture": architecture(self.model.name, fitted.arguments),
         }
 
     def save_plans(self, plans: dict) -> None:
-        wanted = self.configurations or tuple(plans["configurations"])
+        wanted = self.model.configurations or tuple(plans["configurations"])
         kept = {
             name: configuration
             for name, configuration in plans["configurations"].items()
-            if name in wanted and len(configuration.get("patch_size", ())) in AXES[self.model]
+            if name in wanted and len(configuration.get("patch_size", ())) in self.model.axes
         }
         if not kept:
             raise TrainingError(
-                f"{self.dataset_name} has images of two axes; {TITLES[self.model]} needs volumes: choose a planner of "
+                f"{self.dataset_name} has images of two axes; {self.model.title} needs volumes: choose a planner of "
                 "a network for slices"
             )
         # A cascade's second stage has the sizes of the configuration it inherits from.
@@ -129,7 +124,7 @@ class _Planner(ExperimentPlanner):
         }
         left_out = [name for name in plans["configurations"] if name not in kept | heirs]
         if left_out:
-            print(f"Not planned for {TITLES[self.model]}: {', '.join(left_out)}")
+            print(f"Not planned for {self.model.title}: {', '.join(left_out)}")
         recursive_fix_for_json_export(plans)
         plans["configurations"] = {**kept, **heirs}
         self._reuse_preprocessed(plans)
@@ -151,34 +146,16 @@ class _Planner(ExperimentPlanner):
                 plans["configurations"][name]["data_identifier"] = theirs["data_identifier"]
 
 
-class nnUNetPlannerMedSegDiffV2(_Planner):
-    """MedSegDiff-V2 in 2d and 3d."""
-
-    model = "medsegdiff"
-
-
-class nnUNetPlannerSAMMed3D(_Planner):
-    """SAM-Med3D as its published weights were trained: 1.5 mm, patches of 128 voxels per axis."""
-
-    model = "sam_med3d"
-    spacing_mm = (1.5, 1.5, 1.5)
-    patch_size = (128, 128, 128)
-    configurations = ("3d_fullres",)
+def __getattr__(name: str) -> type[ModelPlanner]:
+    """The planner of that name, made when it is asked for: `nnUNetPlannerSegMamba` and so on, one per model."""
+    for model in models.planned().values():
+        if model.planner == name:
+            return _planner_of(model.name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class nnUNetPlannerSegMamba(_Planner):
-    """SegMamba in 2d and 3d."""
-
-    model = "segmamba"
-
-
-class nnUNetPlannerUNETRPP(_Planner):
-    """UNETR++ in 3d."""
-
-    model = "unetrpp"
-
-
-class nnUNetPlannerUniverSeg(_Planner):
-    """UniverSeg in 2d."""
-
-    model = "universeg"
+@cache
+def _planner_of(model_name: str) -> type[ModelPlanner]:
+    model = models.find(model_name)
+    facts = {"__module__": __name__, "__doc__": f"{model.title}.", "model": model}
+    return type(str(model.planner), (ModelPlanner,), facts)

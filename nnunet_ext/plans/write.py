@@ -11,14 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_ext import models
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.fit import Data, fit
 from nnunet_ext.plans.memory import on_gpu
 from nnunet_ext.plans.network import arguments_for_patch, count_parameters
 from nnunet_ext.plans.offer import planned_data
-from nnunet_ext.plans.presets import AXES, BATCH_SIZES, NETWORKS, PRESETS, TITLES
-from nnunet_ext.plans.training import estimate
 
 # nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
 PREPROCESSOR, FAST_PREPROCESSOR = "DefaultPreprocessor", "ExactFastPreprocessor"
@@ -81,8 +81,8 @@ def write_plans(
 
     Args:
         dataset: name or number.
-        model: a key of `NETWORKS`.
-        size: a key of `PRESETS[model]`.
+        model: name of the model.
+        size: one of its sizes.
         base_plans: name of existing plans.
         configurations: which to keep; None keeps all that the network has a form for.
         patch_size: voxels per axis in the plan's axis order, for all kept configurations of that many axes.
@@ -99,11 +99,12 @@ def write_plans(
     """
     if gpu_gigabytes is not None and (patch_size or batch_size):
         raise UserError("--gpu-memory-target chooses patch and batch; leave out --patch-size and --batch-size")
+    row = models.find(model)
     folder = preprocessed_folder(dataset)
     plans = _read_plans(folder, base_plans, dataset)
     chosen = _choose(plans, model, configurations, base_plans)
     suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
-    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{TITLES[model]}{size.capitalize()}{suffix}")
+    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
     description = read_json(folder / "dataset.json")
     channels, outputs = input_channels(description), num_outputs(description)
 
@@ -115,7 +116,7 @@ def write_plans(
             configuration["batch_size"] = fitted.batch_size
             _set_patch(configuration, fitted.patch_size, name)
         else:
-            configuration["batch_size"] = batch_size or BATCH_SIZES.get(model, configuration["batch_size"])
+            configuration["batch_size"] = batch_size or row.batch_size or configuration["batch_size"]
             if patch_size is not None:
                 _set_patch(configuration, patch_size, name)
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
@@ -163,7 +164,8 @@ def data_of_plans(
 def _choose(plans: dict[str, Any], model: str, configurations: Sequence[str] | None, base_plans: str) -> list[str]:
     """Configurations to plan: those asked for, or all the network has a form for."""
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
-    formed = [key for key, value in own.items() if len(value["patch_size"]) in AXES[model]]
+    row = models.find(model)
+    formed = [key for key, value in own.items() if len(value["patch_size"]) in row.axes]
     chosen = formed if configurations is None else list(configurations)
     unknown = [key for key in chosen if key not in own]
     if unknown:
@@ -171,7 +173,7 @@ def _choose(plans: dict[str, Any], model: str, configurations: Sequence[str] | N
     misfits = [key for key in chosen if key not in formed]
     if misfits or not chosen:
         raise UserError(
-            f"{TITLES[model]} takes {' or '.join(map(str, AXES[model]))} axes, so not {', '.join(misfits or own)} in "
+            f"{row.title} takes {' or '.join(map(str, row.axes))} axes, so not {', '.join(misfits or own)} in "
             f"{base_plans}.json; {'choose -c ' + ' '.join(formed) if formed else 'plan such a configuration first'}"
         )
     return chosen
@@ -246,18 +248,16 @@ def _set_patch(configuration: dict[str, Any], patch_size: Sequence[int], name: s
 
 def _count_parameters(model: str, arguments: dict[str, Any], channels: int, outputs: int) -> int:
     """Parameters of the network for this data set's channels and labels, without allocating them."""
-    import pydoc
-
     import torch
 
     with torch.device("meta"):
-        network = pydoc.locate(NETWORKS[model])(channels, outputs, **arguments)  # type: ignore[operator]
+        network = models.find(model).build(channels, outputs, False, arguments)
     return count_parameters(network)
 
 
 def architecture(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The entry of a configuration that makes nnU-Net build this network."""
-    return {"network_class_name": NETWORKS[model], "arch_kwargs": arguments, "_kw_requires_import": []}
+    return {"network_class_name": models.find(model).network, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 
 def input_channels(dataset_json: dict[str, Any]) -> int:
@@ -271,8 +271,3 @@ def num_outputs(dataset_json: dict[str, Any]) -> int:
 
     manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
     return int(manager.num_segmentation_heads)
-
-
-def sizes(model: str) -> list[str]:
-    """Names of the presets of a model, smallest first."""
-    return list(PRESETS[model])

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.images import LPS_TO_RAS
 from nnunet_ext.prompts.types import CasePrompts, ObjectPrompts, PointPrompt
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)

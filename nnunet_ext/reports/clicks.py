@@ -30,7 +30,7 @@ def click_curves(summary: dict[str, Any], title: str = "") -> Figure:
     """Dice and NSD over the number of clicks: one panel per user, one colour per class.
 
     Args:
-        summary: as `nnunet_ext.inference.prompted_scores.summarise` makes it.
+        summary: as `nnunet_ext.clicks.scores.summarise` makes it.
         title: words above the panels.
     """
     clicks, users = summary["clicks"], summary["users"]

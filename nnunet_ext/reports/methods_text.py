@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.discovery.table import ENTRIES
+from nnunet_ext.discovery import table
 from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports.comparison import ALPHA, Comparison
 from nnunet_ext.reports.resources import Resources, resources_of
@@ -36,7 +36,7 @@ def methods_paragraph(data: Comparison) -> str:
 
 def references(runs: Sequence[Run]) -> list[str]:
     """Papers of nnU-Net and of the trained networks."""
-    papers = {e.name: f"{e.model.paper}, {e.model.link}" for e in ENTRIES if e.model is not None}
+    papers = {e.name: f"{e.model.paper.citation}, {e.model.paper.link}" for e in table.trainers() if e.model}
     trainers = [run.identity[0] for run in runs if run.identity]
     own = [papers[trainer] for trainer in trainers if trainer in papers and trainer != "nnUNetTrainerExt"]
     return ([_NNUNET] if trainers else []) + list(dict.fromkeys(own))

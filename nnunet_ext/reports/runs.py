@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.discovery.table import ENTRIES
+from nnunet_ext.discovery.table import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
 from nnunet_ext.files import read_json
@@ -253,5 +253,5 @@ def network_name(trainer: str) -> str:
     """The network of one of this package's trainers, else what the trainer's name says."""
     if trainer in ("nnUNetTrainer", "nnUNetTrainerExt"):
         return "nnU-Net"
-    models = {entry.name: entry.model.network for entry in ENTRIES if entry.model is not None}
+    models = {entry.name: entry.trainer.network for entry in trainers() if entry.trainer}
     return models.get(trainer, trainer.removeprefix("nnUNetTrainer"))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_ext.discovery.table import of_kind
+from nnunet_ext.discovery.table import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.job import Resources
 from nnunet_ext.slurm.pipeline import Pipeline, Run
@@ -139,7 +139,7 @@ def _check_folds(folds: Sequence[str]) -> None:
 
 def _check_trainer(name: str) -> None:
     """Look for the class in the sources: importing nnU-Net to ask it takes many seconds."""
-    ours = [entry.name for entry in of_kind("trainer")]
+    ours = [entry.name for entry in trainers()]
     if name in ours:
         return
     spec = importlib.util.find_spec("nnunetv2")

@@ -32,6 +32,22 @@ class Task:
     labels: tuple[int, ...]
 
 
+def tasks_of(has_regions: bool, dataset_json: dict) -> tuple[Task, ...]:
+    """One task per output of the network but background: labels by value, or regions in their order.
+
+    Args:
+        has_regions: whether the labels of `dataset_json` are regions.
+        dataset_json: content of the data set's dataset.json.
+    """
+    named = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
+    if has_regions:
+        return tuple(
+            Task(name, tuple(value) if isinstance(value, (list, tuple)) else (int(value),))
+            for name, value in named.items()
+        )
+    return tuple(Task(name, (int(value),)) for name, value in sorted(named.items(), key=lambda item: item[1]))
+
+
 @dataclass(frozen=True)
 class Pool:
     """Slices of some cases in the network's square view.

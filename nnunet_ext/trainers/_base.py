@@ -26,7 +26,9 @@ from torch._dynamo import OptimizedModule
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
 from nnunet_ext.inference.validation import validate_fold
+from nnunet_ext.machine import available_cores
 from nnunet_ext.plans.network import count_parameters
+from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 
@@ -89,9 +91,7 @@ class SharedTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             # nnU-Net takes every core of the node; a job owns only its allocation.
             asked = os.environ.get("OMP_NUM_THREADS", "")
-            torch.set_num_threads(
-                min(run_record.available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6)
-            )
+            torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
         super().initialize()
         if self.local_rank == 0:
             self._add_tensorboard()
@@ -127,7 +127,7 @@ class SharedTrainer(nnUNetTrainer):
         data, target = self._to_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = self.loss(self.network(data), target)
+            loss = supervised.step(self.network, supervised.Batch(data, target), self.loss)
         self.step(loss, batch)
         return {"loss": loss.detach().float().cpu().numpy()}
 

@@ -7,20 +7,19 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.medsegdiff import MedSegDiffV2
-from nnunet_ext.inference.sampled import Averaged, DirectControl, SampledMedSegDiffV2
-from nnunet_ext.losses import noise_error, over_chosen
+from nnunet_ext.architectures.medsegdiff.sampled import Averaged, DirectControl, SampledMedSegDiffV2
 from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.steps.medsegdiff import Batch, diffused_mask, published_step, step
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers._base import SharedTrainer
 from nnunet_ext.trainers.optimiser import adamw_with_poly
 
-# The paper's: L_n + [t mod ALPHA == 0] (Dice + BETA cross-entropy).
-ALPHA, BETA = 5, 10.0
+# The paper's weight of cross-entropy beside Dice.
+BETA = 10.0
 # Of the weights' mean; the first steps have less.
 AVERAGE_DECAY = 0.999
 # What validation within the epochs may cost: a sample of this many steps.
@@ -104,26 +103,18 @@ class nnUNetTrainerMedSegDiffV2(nnUNetTrainerMedSegDiffV2Direct):
     def train_step(self, batch: dict) -> dict:
         data, target = self._to_device(batch)
         assert isinstance(target, Tensor)
-        x0, counted = diffused_mask(
-            target, self.label_manager.num_segmentation_heads, self.label_manager.has_regions,
-            self.label_manager.ignore_label,
-        )  # fmt: skip
+        labels, network = self.label_manager, self.bare_network()
+        x0, counted = diffused_mask(target, labels.num_segmentation_heads, labels.has_regions, labels.ignore_label)
+        recycle = bool(network.recycle) and float(torch.rand(())) < network.recycle
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            output = self.network(data, x0)
-            loss = self.diffusion_loss(output, target, counted) + self.anchor_loss(output, target)
+            loss = self.loss_of(Batch(data, target, x0, counted, recycle))
         self.step(loss, batch)
         return {"loss": loss.detach().float().cpu().numpy()}
 
-    def diffusion_loss(self, output, target: Tensor, counted: Tensor) -> Tensor:
-        """Of the diffusion model: Dice + cross-entropy of a predicted mask, squared error of anything else."""
-        if self.bare_network().prediction == "x0":
-            return self.loss(output.prediction, target)
-        return noise_error(output.prediction, output.target, counted)
-
-    def anchor_loss(self, output, target: Tensor) -> Tensor:
-        """Of the condition model."""
-        return self.loss(output.anchor, target)
+    def loss_of(self, batch: Batch) -> Tensor:
+        """The loss of one step."""
+        return step(self.network, batch, self.loss)
 
     def _gmacs(self) -> float | None:
         # Counted in parts: a run through all steps of all samples would be counted for minutes.
@@ -172,8 +163,8 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
         self.weighted_loss = copy.deepcopy(self.loss)
         self.weighted_loss.weight_ce = BETA
 
-    def anchor_loss(self, output, target: Tensor) -> Tensor:
-        return over_chosen(self.weighted_loss, output.anchor, target, output.t % ALPHA == 0)
+    def loss_of(self, batch: Batch) -> Tensor:
+        return published_step(self.network, batch, self.loss, self.weighted_loss)
 
 
 class _Pass(nn.Module):
@@ -202,27 +193,3 @@ def _build(
     # nnU-Net writes these plans beside predictions, so that each says how it was drawn.
     plans_manager.plans["nnunet_ext_sampling"] = asdict(network.sampling)
     return network
-
-
-def diffused_mask(target: Tensor, channels: int, has_regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor]:
-    """The mask that is noised, and which voxels count.
-
-    Args:
-        target: nnU-Net's: label map (batch, 1, *patch), or regions (batch, n, *patch) with, where there is an ignore
-            label, its voxels as one more channel.
-        channels: labels with the background, or regions.
-        has_regions, ignore_label: of the data set.
-
-    Returns:
-        x0, (batch, channels, *patch): 1 in a class, -1 outside, 0 in all where the label is to be ignored; and
-        (batch, 1, *patch), 1 where a voxel counts.
-    """
-    if has_regions:
-        known, mask = target[:, channels:] < 0.5, target[:, :channels].float()
-        counted = known.float() if ignore_label is not None else torch.ones_like(mask[:, :1])
-    else:
-        labels = target[:, 0].long()
-        ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_label is None else labels == ignore_label
-        mask = F.one_hot(labels.masked_fill(ignored, 0), channels).movedim(-1, 1).float()
-        counted = (~ignored)[:, None].float()
-    return (2 * mask - 1) * counted, counted

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
-import re
-import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext import __version__
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.machine import available_cores, peak_resident_bytes, processor_name
 
 
 def describe_software() -> dict[str, str | None]:
@@ -46,7 +44,7 @@ def git_revision() -> str | None:
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """Processor, cores this process may use, and the GPU where one is used."""
-    hardware: dict[str, Any] = {"processor": _processor(), "cores": available_cores(), "device": device.type}
+    hardware: dict[str, Any] = {"processor": processor_name(), "cores": available_cores(), "device": device.type}
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
         hardware["gpus"] = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -54,26 +52,9 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
     return hardware
 
 
-def available_cores() -> int:
-    """Cores this process may run on: the allocation, not the node."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int | None:
     """Peak memory so far: allocated on the GPU where one is used, else resident in this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        # Unlike ru_maxrss, which begins at the peak of the process that started this one.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
-        pass
-    # Linux counts in kibibytes, macOS in bytes.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident_bytes()
 
 
 def count_gmacs(network: nn.Module, in_channels: int, patch_size: Sequence[int], device: torch.device) -> float | None:
@@ -100,11 +81,3 @@ def add_validation(output_folder: str, seconds: float, cases: int) -> None:
     file = Path(output_folder, "run.json")
     if file.is_file():
         write_json(file, {**read_json(file), "validation": {"seconds": round(seconds, 3), "cases": cases}})
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -10,13 +10,12 @@ import torch.distributed as dist
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nnunet_ext.errors import TrainingError
+from nnunet_ext.architectures.sam_med3d.promptable import Interaction, PromptableSAMMed3D
+from nnunet_ext.clicks.prompted_object import PreparedVolume
+from nnunet_ext.clicks.scores import USERS, PromptedScore, click_through, make_user, summarise
 from nnunet_ext.files import write_json
-from nnunet_ext.inference.promptable import PromptableSAMMed3D
-from nnunet_ext.inference.prompted_object import PreparedVolume
-from nnunet_ext.inference.prompted_scores import USERS, PromptedScore, click_through, make_user, summarise
-from nnunet_ext.losses import binary_dice_ce
-from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.plans.network import check_configuration, network_arguments
+from nnunet_ext.steps.sam_med3d import Batch, choose_objects, step
 from nnunet_ext.trainers._base import SharedTrainer
 from nnunet_ext.trainers.optimiser import adamw_with_poly
 
@@ -47,7 +46,7 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
-        require_3d(PlansManager(plans), configuration)
+        check_configuration("sam_med3d", PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
         self.initial_lr = self.settings.learning_rate or 3e-4
@@ -77,14 +76,12 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
     def train_step(self, batch: dict) -> dict:
         data, target = self._to_device(batch)
         assert isinstance(target, Tensor)
-        objects, counted, channel = choose_objects(
-            target, self.label_manager.has_regions, self.label_manager.ignore_label
-        )
+        labels = self.label_manager
+        chosen = choose_objects(target, labels.has_regions, labels.ignore_label)
+        interaction = Interaction.draw(self.bare_network().rounds)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            output = self.network(data, objects, channel)
-            loss = self.loss(output.automatic, target)
-            loss = loss + sum(binary_dice_ce(r, objects, counted) for r in output.rounds) / len(output.rounds)
+            loss = step(self.network, Batch(data, target, *chosen, interaction), self.loss)
         self.step(loss, batch, max_norm=1.0)
         return {"loss": loss.detach().float().cpu().numpy()}
 
@@ -144,59 +141,3 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         for user, found in summary["users"].items():
             curve = ", ".join(f"{value:.3f} at {n}" for n, value in found["mean"]["Dice"].items())
             self.print_to_log_file(f"Dice under simulated clicks ({user}, sees the reference): {curve}")
-
-
-def choose_objects(target: Tensor, has_regions: bool, ignore_label: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one object per sample from the classes or regions in its patch.
-
-    Args:
-        target: nnU-Net's: label map (batch, 1, *patch), or regions (batch, n, *patch) with, where there is an ignore
-            label, its voxels as one more channel.
-        has_regions, ignore_label: of the data set.
-
-    Returns:
-        The objects (batch, 1, *patch) of 0 and 1; which voxels count (same shape), none in a sample without an object;
-        and the output channel of each object (batch,).
-    """
-    objects = torch.zeros_like(target[:, :1], dtype=torch.float32)
-    counted = torch.ones_like(objects)
-    channel = torch.zeros(len(target), dtype=torch.int64, device=target.device)
-    for i, sample in enumerate(target):
-        if has_regions:
-            regions = sample[: len(sample) - (ignore_label is not None)] > 0
-            present = regions.flatten(1).any(1).nonzero()[:, 0]
-            ignored = sample[-1] > 0 if ignore_label is not None else None
-        else:
-            present = sample.unique()
-            present = present[(present > 0) & (present != (-1 if ignore_label is None else ignore_label))]
-            ignored = sample[0] == ignore_label if ignore_label is not None else None
-        if not len(present):
-            counted[i] = 0
-            continue
-        chosen = present[int(torch.randint(len(present), ()))]
-        channel[i] = chosen
-        objects[i, 0] = (regions[chosen] if has_regions else sample[0] == chosen).float()
-        if ignored is not None:
-            counted[i, 0] = (~ignored).float()
-    return objects, counted, channel
-
-
-def require_3d(plans_manager: PlansManager, configuration: str) -> None:
-    """Refuse slices and the second stage of a cascade, naming what can be trained instead.
-
-    Raises:
-        TrainingError: always for those.
-    """
-    possible = []
-    for name in plans_manager.available_configurations:
-        planned = plans_manager.get_configuration(name)
-        if len(planned.patch_size) == 3 and planned.previous_stage_name is None:
-            possible.append(name)
-    if configuration in possible:
-        return
-    choice = f"choose {' or '.join(possible)}" if possible else "these plans have no such configuration; plan one"
-    raise TrainingError(
-        f"SAM-Med3D trains on volumes without a previous stage, so not on {configuration!r} of "
-        f"{plans_manager.dataset_name}; {choice}. A trained one refines the result of any other with "
-        "nnUNetv2_predict -prev_stage_predictions"
-    )

@@ -6,11 +6,11 @@ is validated before anything is written, logged, and saved with the run (`run.js
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nnunet_ext.environment import share, whole_number
 from nnunet_ext.errors import TrainingError
 
 PRECISIONS = ("fp16", "bf16", "fp32")
@@ -49,7 +49,7 @@ class TrainingSettings:
             val_iterations=whole_number(environment, "NNUNET_EXT_VAL_ITERATIONS"),
             precision=_precision(environment),
             checkpoint_every=whole_number(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
-            learning_rate=_rate(environment, "NNUNET_EXT_LEARNING_RATE"),
+            learning_rate=share(environment, "NNUNET_EXT_LEARNING_RATE"),
         )
 
 
@@ -67,33 +67,6 @@ def check_precision(precision: str, device_type: str) -> str:
     if precision == "fp16" and device_type != "cuda":
         raise TrainingError(f"NNUNET_EXT_PRECISION='fp16' needs a CUDA device, not {device_type}; use bf16 or fp32")
     return precision
-
-
-def whole_number(environment: Mapping[str, str], name: str) -> int | None:
-    """The value of an environment variable, None if it is not set.
-
-    Raises:
-        TrainingError: it is no whole number of at least 1.
-    """
-    text = environment.get(name, "").strip()
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _rate(environment: Mapping[str, str], name: str) -> float | None:
-    text = environment.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise TrainingError(f"{name}={text!r} must be a number above 0 and up to 1, such as 8e-5")
-    return value
 
 
 def _precision(environment: Mapping[str, str]) -> str | None:

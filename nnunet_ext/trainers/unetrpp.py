@@ -8,8 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ext.architectures.unetrpp import UNETRPP
-from nnunet_ext.errors import TrainingError
-from nnunet_ext.plans.network import network_arguments
+from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.trainers._base import SharedTrainer
 
 
@@ -31,7 +30,7 @@ class nnUNetTrainerUNETRPP(SharedTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         # Before anything is written.
-        require_3d(PlansManager(plans), configuration)
+        check_configuration("unetrpp", PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
 
     @staticmethod
@@ -50,23 +49,3 @@ class nnUNetTrainerUNETRPP(SharedTrainer):
         if self.enable_deep_supervision:
             loss = DeepSupervisionWrapper(loss.loss, (4 / 7, 2 / 7, 1 / 7))
         return loss
-
-
-def require_3d(plans_manager: PlansManager, configuration: str) -> None:
-    """Refuse a configuration for slices.
-
-    Raises:
-        TrainingError: naming the configurations for volumes that the plans have.
-    """
-    if len(plans_manager.get_configuration(configuration).patch_size) == 3:
-        return
-    names = [
-        name
-        for name in plans_manager.available_configurations
-        if len(plans_manager.get_configuration(name).patch_size) == 3
-    ]
-    choice = f"choose {' or '.join(names)}" if names else "these plans have no 3d configuration; plan one"
-    raise TrainingError(
-        f"UNETR++ is a network for volumes and configuration {configuration!r} of {plans_manager.dataset_name} has "
-        f"patches of two axes; {choice}"
-    )

@@ -11,22 +11,24 @@ import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 
+from nnunet_ext.architectures.universeg.few_shot import FewShotNetwork
+from nnunet_ext.environment import whole_number
 from nnunet_ext.errors import TrainingError, UserError
+from nnunet_ext.few_shot.support_curve import support_curve
 from nnunet_ext.files import read_json, write_json
-from nnunet_ext.inference.few_shot import FewShotNetwork
-from nnunet_ext.inference.support_curve import support_curve, write_curve
-from nnunet_ext.plans.network import network_arguments
-from nnunet_ext.plans.presets import BATCH_SIZES, NETWORKS
+from nnunet_ext.losses import episode_loss
+from nnunet_ext.models.universeg import MODEL
+from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.plans.write import preprocessed_folder
+from nnunet_ext.reports.support_curve import write_curve
+from nnunet_ext.steps.universeg import SUPPORT_SIZE, step
 from nnunet_ext.support.augment import GENTLE, Chances
 from nnunet_ext.support.episodes import Batch, Episodes, Mixture
-from nnunet_ext.support.pool import Pool, Task, largest_side, nnunet_dataset, read_pool
+from nnunet_ext.support.pool import Pool, largest_side, nnunet_dataset, read_pool, tasks_of
 from nnunet_ext.trainers._base import SharedTrainer
-from nnunet_ext.trainers.settings import whole_number
 
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
 _STORED_PER_TASK = 64
@@ -54,14 +56,14 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
-        require_2d(PlansManager(plans), configuration)
+        check_configuration("universeg", PlansManager(plans), configuration)
         if os.environ.get("NNUNET_EXT_SUPPORT", "").strip():
             raise TrainingError("NNUNET_EXT_SUPPORT is for prediction; unset it to train and validate")
         plans = _with_whole_slices(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.support_size = whole_number(os.environ, "NNUNET_EXT_SUPPORT_SIZE") or 16
-        self.tasks = tasks_of(self.label_manager, dataset_json)
+        self.support_size = whole_number(os.environ, "NNUNET_EXT_SUPPORT_SIZE") or SUPPORT_SIZE
+        self.tasks = tasks_of(self.label_manager.has_regions, dataset_json)
         self._pools: tuple[Pool, Pool] | None = None
         self._split: tuple[list[str], list[str]] | None = None
 
@@ -182,7 +184,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
                 dataset_json = read_json(folder / "dataset.json")
                 dataset = nnunet_dataset(folder / plans.get_configuration("2d").data_identifier)
                 labels = plans.get_label_manager(dataset_json)
-                tasks, ignore = tasks_of(labels, dataset_json), labels.ignore_label
+                tasks, ignore = tasks_of(labels.has_regions, dataset_json), labels.ignore_label
                 side = largest_side(dataset)
                 pools.append(read_pool(dataset, tasks, size, side, ignore_label=ignore, report=self.print_to_log_file))
             except (UserError, FileNotFoundError, RuntimeError) as error:
@@ -203,8 +205,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
     def train_step(self, batch: Batch) -> dict:  # type: ignore[override]
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = self.network(batch.target, batch.support_images, batch.support_labels)
-        loss = self.loss(logits.float(), batch.target_label)
+            loss = step(self.network, batch, self.loss)
         self.step(loss, {"keys": batch.keys}, max_norm=5.0)
         return {"loss": loss.detach().cpu().numpy()}
 
@@ -278,38 +279,6 @@ class _WatchedDatasets:
         return getattr(self._dataset_class, name)
 
 
-def episode_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice, each query on its own: (B, 1, s, s) and soft labels -> scalar."""
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, labels)
-    probability = logits.sigmoid()
-    overlap, total = (probability * labels).sum((1, 2, 3)), (probability + labels).sum((1, 2, 3))
-    return cross_entropy + (1 - (2 * overlap + 1) / (total + 1)).mean()
-
-
-def tasks_of(labels: LabelManager, dataset_json: dict) -> tuple[Task, ...]:
-    """One task per output of the network but background: labels by value, or regions in their order."""
-    named = {name: value for name, value in dataset_json["labels"].items() if name not in ("background", "ignore")}
-    if labels.has_regions:
-        return tuple(
-            Task(name, tuple(value) if isinstance(value, (list, tuple)) else (int(value),))
-            for name, value in named.items()
-        )
-    return tuple(Task(name, (int(value),)) for name, value in sorted(named.items(), key=lambda item: item[1]))
-
-
-def require_2d(plans_manager: PlansManager, configuration: str) -> None:
-    """Refuse a configuration for volumes.
-
-    Raises:
-        TrainingError: saying that 3D data are segmented slice by slice in 2d.
-    """
-    if len(plans_manager.get_configuration(configuration).patch_size) != 2:
-        raise TrainingError(
-            f"UniverSeg segments slices and configuration {configuration!r} of {plans_manager.dataset_name} has "
-            "patches of three axes; choose 2d, which takes volumes slice by slice"
-        )
-
-
 def _with_whole_slices(plans: dict, configuration: str) -> dict:
     """Plans whose patch covers every slice of the data set: supports and queries must show the same field of view."""
     manager = PlansManager(plans)
@@ -323,8 +292,8 @@ def _with_whole_slices(plans: dict, configuration: str) -> dict:
         except UserError as error:
             raise TrainingError(str(error)) from None
         own["patch_size"] = [side, side]
-    if settings.network_arch_class_name != NETWORKS["universeg"]:
-        own["batch_size"] = min(settings.batch_size, BATCH_SIZES["universeg"])
+    if settings.network_arch_class_name != MODEL.network:
+        own["batch_size"] = min(settings.batch_size, MODEL.batch_size or settings.batch_size)
     return plans
 
 

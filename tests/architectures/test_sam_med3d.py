@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.fill import fill_state_dict, make_input
 
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
 from nnunet_ext.architectures.sam_med3d.attention import WindowAttention
 from nnunet_ext.checkpoints import build_from_official
 from nnunet_ext.losses import binary_dice_ce
-from nnunet_ext.plans.presets import PRESETS
+from nnunet_ext.models.sam_med3d import SIZES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import fill_state_dict, make_input  # noqa: E402
 
 # Name -> (points, mask, three masks); masks are made in `decode_case`.
 CASES = {
@@ -175,9 +173,9 @@ def test_published_size():
     assert parts == {"image_encoder": 92_924_928, "prompt_encoder": 8_668, "mask_decoder": 7_575_636}
     assert len(model.state_dict()) == 324
     # A plan of size base starts from published weights.
-    assert {
-        key: tuple(v) if isinstance(v, list) else v for key, v in PRESETS["sam_med3d"]["base"]["sizes"].items()
-    } == {**VARIANTS["vit_b_ori"]}
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in SIZES["base"]["sizes"].items()} == {
+        **VARIANTS["vit_b_ori"]
+    }
 
 
 @pytest.mark.parametrize("positions", ["official", "decomposed"])

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.fill import fill_state_dict, make_input
 
 from nnunet_ext.architectures.segmamba import SegMamba
 from nnunet_ext.checkpoints import build_from_official
 from nnunet_ext.ops.order import reorder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import fill_state_dict, make_input  # noqa: E402
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8), "hidden_size": 8}
 

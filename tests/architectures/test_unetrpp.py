@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.fill import fill_state_dict, make_input
 from torch import nn
 
-from nnunet_ext.architectures.epa import _SpatialAttention, spatial_attention
 from nnunet_ext.architectures.unetrpp import UNETRPP, VARIANTS
-from nnunet_ext.architectures.unetrpp_blocks import conv3x3x3, covariance, instance_norm_leaky_relu_
-from nnunet_ext.architectures.unetrpp_geometry import MAX_TOKENS, fit_geometry
-from nnunet_ext.architectures.unetrpp_plain import plain_forward
-from nnunet_ext.plans.presets import PRESETS
+from nnunet_ext.architectures.unetrpp.blocks import conv3x3x3, covariance, instance_norm_leaky_relu_
+from nnunet_ext.architectures.unetrpp.epa import _SpatialAttention, spatial_attention
+from nnunet_ext.architectures.unetrpp.geometry import MAX_TOKENS, fit_geometry
+from nnunet_ext.architectures.unetrpp.plain import plain_forward
+from nnunet_ext.models.unetrpp import MODEL
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import fill_state_dict, make_input  # noqa: E402
 
 TINY = {
     "dims": (8, 12, 16, 24),
@@ -215,7 +213,7 @@ def test_attention_stays_in_single_precision_under_autocast():
 @pytest.mark.slow
 @pytest.mark.parametrize("patch_size", [(40, 56, 40), (28, 256, 256), (20, 320, 256), (128, 128, 128)])
 def test_planned_patches_forward_and_backward(patch_size):
-    model = UNETRPP(1, 3, True, patch_size=patch_size, **PRESETS["unetrpp"]["tiny"]).train()
+    model = UNETRPP(1, 3, True, patch_size=patch_size, **MODEL.sizes["tiny"]).train()
     outputs = model(torch.randn(1, 1, *patch_size))
     assert [tuple(output.shape[2:]) for output in outputs] == [patch_size, *model.geometry.grids[:2]]
     sum(output.square().mean() for output in outputs).backward()

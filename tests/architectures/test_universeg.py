@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.fill import fill_state_dict, make_input
 
 from nnunet_ext.architectures.universeg import UniverSeg
-from nnunet_ext.architectures.universeg_plain import plain_forward
+from nnunet_ext.architectures.universeg.plain import plain_forward
 from nnunet_ext.checkpoints import build_from_official
 from nnunet_ext.checkpoints.universeg import sizes
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import fill_state_dict, make_input  # noqa: E402
 
 
 def official(name: str):

@@ -9,14 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from promptable_stubs import SIZES
+from helpers.promptable_stubs import SIZES
 
 from nnunet_ext.architectures.sam_med3d import SAMMed3D
+from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D
 from nnunet_ext.checkpoints import read_checkpoint
 from nnunet_ext.checkpoints.sam_med3d import transfer
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
-from nnunet_ext.inference.promptable import PromptableSAMMed3D
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_a_scan_given_as_every_channel_is_what_it_was_as_one(official):
 
 
 def test_import_weights_writes_what_nnunet_starts_from(official, tmp_path, monkeypatch, capsys):
+    from helpers.promptable_stubs import trained_folder
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-    from promptable_stubs import trained_folder
 
     model, file = official
     folder = tmp_path / "preprocessed" / "Dataset007_Toy"

@@ -14,7 +14,7 @@ import pytest
 
 from nnunet_ext.cli import doctor as cli
 from nnunet_ext.discovery import SHIMS
-from nnunet_ext.discovery.table import ENTRIES, Entry
+from nnunet_ext.discovery.table import OWN, Entry
 from nnunet_ext.doctor import machine, probes, software
 from nnunet_ext.doctor.finding import Finding
 from nnunet_ext.environment import VARIABLES
@@ -46,7 +46,7 @@ def test_a_real_run_proves_the_look_up_and_names_what_is_broken(tmp_path):
     report, _, advice = " ".join(done.stdout.split()).partition("What to do")
     for words in (
         "found through the start-up hook",
-        *(f"{entry.name} found in {entry.module}" for entry in ENTRIES),
+        *(f"{entry.name} found in {entry.module}" for entry in OWN),
         "reference on cpu works",
         f"nnUNet_preprocessed {tmp_path}, ",
         "NNUNET_EXT_SCAN='fast' is no selective-scan backend",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from promptable_stubs import trained_folder
+from helpers.promptable_stubs import trained_folder
 
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
 from nnunet_ext.cli.main import main

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from sampled_maps import sampled_label_maps
+from helpers.sampled_maps import sampled_label_maps
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.diffusion.uncertainty import maps_of_probabilities, maps_of_votes
 from nnunet_ext.errors import UserError
-from nnunet_ext.inference.samples_file import write_samples
 
 GRID = (5, 9, 8)
 

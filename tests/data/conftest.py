@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blobs import make
+from helpers.blobs import make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from blobs import CASES, make, write
+from helpers.blobs import CASES, make, write
 
 from nnunet_ext.data.check import check_dataset
 from nnunet_ext.data.cohort import grouped_folds, patient_groups

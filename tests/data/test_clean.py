@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from blobs import CASES, write
+from helpers.blobs import CASES, write
 
 from nnunet_ext.data.check import check_dataset
 from nnunet_ext.data.clean import clean_dataset, expand_rules

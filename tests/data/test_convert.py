@@ -10,7 +10,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-from blobs import write
+from helpers.blobs import write
 from scipy.ndimage import gaussian_filter
 
 from nnunet_ext.data.check import check_dataset

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import nibabel
 import numpy as np
 import pytest
-from blobs import SHAPE, make
+from helpers.blobs import SHAPE, make
 
 from nnunet_ext.data.check import check_dataset
 from nnunet_ext.data.fetch import archive_files, download

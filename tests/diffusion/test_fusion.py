@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from sampled_maps import sampled_label_maps
+from helpers.sampled_maps import sampled_label_maps
 
 from nnunet_ext.diffusion.fusion import fuse, majority, staple
 from nnunet_ext.diffusion.fusion_plain import staple_plain

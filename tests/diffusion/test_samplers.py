@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.fill import make_input
 
 from nnunet_ext.diffusion.process import q_posterior, q_sample, target
 from nnunet_ext.diffusion.samplers import SAMPLERS, ddim_step, dpm_solver_step, sample
 from nnunet_ext.diffusion.schedule import cosine, linear
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import make_input  # noqa: E402
 
 golden = np.load(GOLDEN / "diffusion.npz")
 SPREAD = 0.5

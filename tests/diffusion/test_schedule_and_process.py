@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.fill import make_input
 
 from nnunet_ext.diffusion.process import PREDICTIONS, q_posterior, q_sample, target, to_noise, to_x0
 from nnunet_ext.diffusion.schedule import Schedule, choose_steps, cosine, cosine_betas, linear, linear_betas
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from fill import make_input  # noqa: E402
 
 golden = np.load(GOLDEN / "diffusion.npz")
 X0 = torch.from_numpy((make_input("x0", (3, 1, 8, 8)) > 0).astype(np.float32))

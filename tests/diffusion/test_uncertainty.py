@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sampled_maps import sampled_label_maps
+from helpers.sampled_maps import sampled_label_maps
 
 from nnunet_ext.diffusion.uncertainty import (
     agreement,

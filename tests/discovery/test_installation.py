@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ext.discovery.table import ENTRIES, of_kind
+from nnunet_ext.discovery.table import trainers
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
 NNUNET = "nnunetv2==2.8.1"
-TRAINERS = [entry.name for entry in of_kind("trainer")]
+TRAINERS = [entry.name for entry in trainers()]
 
 # nnU-Net's own look-up of every trainer, in the process itself and in a spawned one, whose answer is pickled.
 LOOK_UP = """
@@ -81,7 +81,7 @@ class Environment:
         done = self.run(self.python, "look_up.py", *TRAINERS, **variables)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.splitlines()[-1])
-        assert answer["modules"] == {entry.name: entry.module for entry in ENTRIES if entry.kind == "trainer"}
+        assert answer["modules"] == {entry.name: entry.module for entry in trainers()}
         assert answer["same_in_child"]
 
     def assert_not_found(self, **variables: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import nnunet_ext.trainers
 from nnunet_ext.discovery import SHIMS, lookup, table
-from nnunet_ext.discovery.table import ENTRIES, KINDS, Entry
+from nnunet_ext.discovery.table import KINDS, OWN, Entry
 
 # An installed package has these files beside itself, not inside.
 STARTUP = Path(__file__).parents[2] / "nnunet_ext" / "discovery" / "startup"
@@ -32,7 +32,7 @@ def search(monkeypatch):
         Entry("Missing", "nnunet_ext.no_such_module", "trainer"),
         Entry("NotThere", "fractions", "trainer"),
     )
-    monkeypatch.setattr(table, "ENTRIES", entries)
+    monkeypatch.setattr(table, "OWN", entries)
     module = ModuleType("search")
 
     def recursive_find_python_class(folder, class_name, current_module, base_folder=None, verbose=False):
@@ -150,29 +150,29 @@ def test_both_start_up_files_lead_to_the_hook():
 def test_every_entry_loads_and_every_trainer_is_an_entry():
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    for entry in ENTRIES:
+    for entry in OWN:
         assert lookup.load(entry).__module__ == entry.module, entry
-    named = {(entry.module, entry.name) for entry in ENTRIES if entry.kind == "trainer"}
+    named = {(entry.module, entry.name) for entry in OWN if entry.kind == "trainer"}
     for info in pkgutil.iter_modules(nnunet_ext.trainers.__path__, "nnunet_ext.trainers."):
         if info.name.rpartition(".")[2].startswith("_"):
             continue  # what trainers share
         module = importlib.import_module(info.name)
         for name, value in inspect.getmembers(module, inspect.isclass):
             if issubclass(value, nnUNetTrainer) and value.__module__ == info.name:
-                assert (info.name, name) in named, f"{name} is missing in nnunet_ext/discovery/table.py"
+                assert (info.name, name) in named, f"{name} is missing in the rows of nnunet_ext/models"
 
 
 def test_names_are_unique_and_kinds_known():
-    names = [entry.name for entry in ENTRIES]
+    names = [entry.name for entry in OWN]
     assert len(set(names)) == len(names)
-    assert {entry.kind for entry in ENTRIES} <= set(KINDS)
+    assert {entry.kind for entry in OWN} <= set(KINDS)
     assert not [name for name in names if "__" in name], "nnU-Net splits folder names at double underscores"
 
 
 def test_second_way_hands_over_the_packaged_class(monkeypatch):
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    for entry in ENTRIES:
+    for entry in OWN:
         if entry.kind != "trainer":
             continue
         before = set(sys.modules)
@@ -191,6 +191,6 @@ def test_second_way_hands_over_the_packaged_class(monkeypatch):
 def test_second_way_says_why_a_trainer_does_not_load(monkeypatch):
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    monkeypatch.setattr(table, "ENTRIES", (Entry("Broken", "nnunet_ext.no_such_module"),))
+    monkeypatch.setattr(table, "OWN", (Entry("Broken", "nnunet_ext.no_such_module"),))
     with pytest.raises(ImportError, match=r"Broken cannot be loaded from nnunet_ext\.no_such_module"):
         recursive_find_python_class(str(SHIMS), "Broken", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_label_maps import LABELS, case, save
+from helpers.toy_label_maps import LABELS, case, save
 
 from nnunet_ext.files import write_json
 

@@ -9,12 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dying_work import half_unless_seven
-from toy_label_maps import AFFINE, case, save
+from helpers.dying_work import half_unless_seven
+from helpers.toy_label_maps import AFFINE, case, save
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import check_same_grid, evaluate_case, evaluate_folder, labels_from_values, read_label_map
-from nnunet_ext.evaluation.workers import in_workers
+from nnunet_ext.workers import in_workers
 
 LABELS = labels_from_values([1, 2])
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from toy_label_maps import LABELS, case, save
+from helpers.toy_label_maps import LABELS, case, save
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError

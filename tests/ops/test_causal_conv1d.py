@@ -7,7 +7,8 @@ import torch
 
 from nnunet_ext.ops import causal_conv1d as module
 from nnunet_ext.ops import order
-from nnunet_ext.ops.causal_conv1d import causal_conv1d, reference
+from nnunet_ext.ops.causal_conv1d import causal_conv1d
+from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import reorder, restore
 
 

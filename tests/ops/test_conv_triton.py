@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from nnunet_ext.ops import causal_conv1d as module
-from nnunet_ext.ops import conv_gpu, triton_probe
-from nnunet_ext.ops.causal_conv1d import causal_conv1d, choose_kernel, kernel_status, reference
+from nnunet_ext.ops import triton_probe
+from nnunet_ext.ops.causal_conv1d import causal_conv1d, choose_kernel, gpu, kernel_status
+from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import reorder, restore
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -67,7 +68,7 @@ def test_a_probe_sees_wrong_results_and_failures():
 
 @inside
 def test_the_probe_accepts_these_kernels():
-    assert conv_gpu._probe.__wrapped__(torch.device("cpu"), channels=1, length=6) is None
+    assert gpu._probe.__wrapped__(torch.device("cpu"), channels=1, length=6) is None
 
 
 @outside
@@ -80,8 +81,8 @@ def test_needs_a_gpu():
 def small_tiles(monkeypatch):
     """Several tiles of tokens and of channels even at tiny sizes; unwritten memory is NaN."""
     if INTERPRETED:
-        monkeypatch.setattr(conv_gpu, "_TILE", 32)
-        monkeypatch.setattr(conv_gpu, "_CHANNELS", 2)
+        monkeypatch.setattr(gpu, "_TILE", 32)
+        monkeypatch.setattr(gpu, "_CHANNELS", 2)
         monkeypatch.setattr(module, "choose_kernel", lambda *_: "triton")
         empty, empty_like = torch.Tensor.new_empty, torch.empty_like
         monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
@@ -187,11 +188,11 @@ def test_registered_for_compilers(monkeypatch):
     for layout in (torch.Tensor.contiguous, channels_last):
         arguments = (layout(x), weight, bias, True, 0, 1)
         torch.library.opcheck(
-            conv_gpu._forward, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+            gpu._forward, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
         )
         grad = torch.ones_like(x)
         torch.library.opcheck(
-            conv_gpu._backward, (*(t.detach() for t in arguments[:3]), True, 0, 1, grad), test_utils="test_faketensor"
+            gpu._backward, (*(t.detach() for t in arguments[:3]), True, 0, 1, grad), test_utils="test_faketensor"
         )
 
 
@@ -205,7 +206,7 @@ def test_compiles_for_a_gpu_that_is_not_there(adjacent, architecture):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from nnunet_ext.ops import conv_triton as kernels
+    from nnunet_ext.ops.causal_conv1d import triton_kernels as kernels
 
     tile = {"TOKENS": 512, "CHANNELS": 1} if adjacent == "token" else {"TOKENS": 16, "CHANNELS": 32}
     constants = {"WIDTH": 4, "SILU": True, "ORDER": 2, "COMPUTE": triton.language.float32, **tile}

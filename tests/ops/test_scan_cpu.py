@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_selective_scan import NAMES, assert_close, make, run
+from helpers.scans import NAMES, assert_close, make, run
 
 import nnunet_ext
 from nnunet_ext.ops import compiled, order

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from test_selective_scan import NAMES, assert_close, make, run
+from helpers.scans import NAMES, assert_close, make, run
 
 from nnunet_ext.ops.selective_scan import backend_status, gpu, selective_scan
 

@@ -9,10 +9,10 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.models.universeg import MODEL as UNIVERSEG
 from nnunet_ext.plans import fit as module
 from nnunet_ext.plans.fit import Data, first_fitting, fit, patches
 from nnunet_ext.plans.memory import StepMemory, fits_gpu
-from nnunet_ext.plans.presets import BATCH_SIZES
 
 SHAPES = {
     "isotropic": ((1.0, 1.0, 1.0), (138, 169, 138)),
@@ -117,7 +117,7 @@ def test_the_rest_of_the_memory_is_for_the_batch(simple_memory):
 
 def test_networks_that_resize_their_input(simple_memory):
     slices = Data((1.0, 1.0), (240, 240), 240**2 * 1e5, 1, 3)
-    assert fit("universeg", "base", slices, 80).batch_size == BATCH_SIZES["universeg"]
+    assert fit("universeg", "base", slices, 80).batch_size == UNIVERSEG.batch_size
     assert max(fit("sam_med3d", "base", CT, 80).patch_size) == 128
     assert max(fit("sam_med3d", "tiny", CT, 80).patch_size) == 64
     assert fit("sam_med3d", "base", CT, 8, patch_size=(128, 128, 128)).patch_size == (128, 128, 128)

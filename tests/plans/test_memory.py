@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ext.discovery.lookup import load
-from nnunet_ext.discovery.table import find
+from nnunet_ext import models
+from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.memory import StepMemory, fits_gpu, on_gpu, training_step_memory
 from nnunet_ext.plans.network import arguments_for_patch
-from nnunet_ext.plans.presets import NETWORKS, TITLES
-from nnunet_ext.plans.training import TRAININGS, estimate
 
 FLOAT = 4
 IMAGE, OUTPUT = 4 * 2 * 8 * 8 * FLOAT, 4 * 3 * 8 * 8 * FLOAT  # a batch of four with two channels, and with three
@@ -100,13 +98,9 @@ def test_larger_patches_and_batches_need_more():
     assert many.activations / small.activations == pytest.approx(2, rel=0.1)
 
 
-def test_every_network_has_its_training():
-    assert TRAININGS.keys() == NETWORKS.keys()
-
-
-@pytest.mark.parametrize("model", list(NETWORKS))
+@pytest.mark.parametrize("model", models.OWN, ids=lambda model: model.name)
 def test_optimisers_keep_what_is_counted(model):
-    trainer = load(find(f"nnUNetTrainer{TITLES[model]}", "trainer"))
+    trainer = models.load(f"{model.trainers[0].module}:{model.trainers[0].name}")
     network = nn.Conv2d(2, 3, 3)
     settings = SimpleNamespace(learning_rate=None)
     stand_in = SimpleNamespace(network=network, initial_lr=0.1, weight_decay=0.1, num_epochs=2, settings=settings)
@@ -114,7 +108,7 @@ def test_optimisers_keep_what_is_counted(model):
     network(torch.zeros(1, 2, 4, 4)).sum().backward()
     optimizer.step()
     kept = [t for t in optimizer.state[network.weight].values() if t.numel() == network.weight.numel()]
-    assert len(kept) == TRAININGS[model].optimiser_slots
+    assert len(kept) == model.optimiser_slots
 
 
 def test_what_a_gpu_needs_besides():

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
+from nnunet_ext import models
 from nnunet_ext.cli.main import main
 from nnunet_ext.plans import fit, write
 from nnunet_ext.plans.memory import StepMemory
-from nnunet_ext.plans.presets import AXES, NETWORKS, PRESETS, TITLES
 
 
 def stock_plans() -> dict:
@@ -118,7 +118,7 @@ def test_a_network_for_volumes_leaves_out_what_is_flat(dataset, capsys):
     assert arguments["strides"] == [[2, 4, 4], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
     capsys.readouterr()
     assert main(["plan", "-d", "7", "--model", "unetrpp", "-c", "2d"]) == 1
-    assert "UNETRPP takes 3 axes, so not 2d in nnUNetPlans.json; choose -c 3d_fullres" in capsys.readouterr().err
+    assert "UNETR++ takes 3 axes, so not 2d in nnUNetPlans.json; choose -c 3d_fullres" in capsys.readouterr().err
 
 
 def test_table_of_gpus_writes_nothing(dataset, capsys):
@@ -170,5 +170,4 @@ def test_errors_are_one_line(dataset, capsys, options, message):
 
 
 def test_every_network_has_every_preset():
-    assert NETWORKS.keys() == PRESETS.keys() == TITLES.keys() == AXES.keys()
-    assert all(list(presets) == ["tiny", "small", "base"] for presets in PRESETS.values())
+    assert all(list(model.sizes) == ["tiny", "small", "base"] for model in models.OWN if model.network)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 
-import nnunet_dataset
 import pytest
+from helpers import nnunet_dataset
 
+from nnunet_ext import models
 from nnunet_ext.discovery.lookup import load
-from nnunet_ext.discovery.table import find, of_kind
+from nnunet_ext.discovery.table import find
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.plans import fit
 from nnunet_ext.plans.memory import StepMemory, on_gpu
-from nnunet_ext.plans.presets import NETWORKS, TITLES
 
 NAME = "Dataset990_Phantoms"
 SHAPE, SPACING = (44, 90, 80), (2.0, 1.0, 1.0)
@@ -68,15 +68,15 @@ def write_fingerprint(base, shape, spacing):
 
 
 def plan(model, **options):
-    planner = load(find(f"nnUNetPlanner{TITLES[model]}", "planner"))(NAME, **options)
+    planner = load(find(models.find(model).planner, "planner"))(NAME, **options)
     return planner.plan_experiment()["configurations"]
 
 
 def by_command(base, model, *flags):
     """The plans that nnU-Net's own command writes, and their configurations."""
-    planner = ("-pl", f"nnUNetPlanner{TITLES[model]}")
+    planner = ("-pl", models.find(model).planner)
     nnunet_dataset.run(base, "nnUNetv2_plan_experiment", "-d", "990", *planner, *flags)
-    path = base / "nnUNet_preprocessed" / NAME / f"nnUNet{TITLES[model]}Plans.json"
+    path = base / "nnUNet_preprocessed" / NAME / f"nnUNet{models.find(model).suffix}Plans.json"
     plans = json.loads(path.read_text())
     return plans, plans["configurations"]
 
@@ -85,7 +85,7 @@ def test_by_the_unmodified_command(base):
     plans, configurations = by_command(base, "universeg", "-gpu_memory_target", "2")
     assert plans["experiment_planner_used"] == "nnUNetPlannerUniverSeg" and list(configurations) == ["2d"]
     planned = configurations["2d"]
-    assert planned["architecture"]["network_class_name"] == NETWORKS["universeg"]
+    assert planned["architecture"]["network_class_name"] == models.find("universeg").network
     assert planned["preprocessor_name"] == "ExactFastPreprocessor"
     assert planned["data_identifier"] == "nnUNetPlans_2d"
     # Episodes: as many as fit, and no more than eight.
@@ -115,17 +115,16 @@ def test_the_largest_patch_that_fits(base):
     assert (tuple(offer["fit"]["patch_size"]), offer["fit"]["batch_size"]) == (patch, 2)
 
 
-def test_every_network_has_a_planner():
-    assert {entry.name for entry in of_kind("planner")} == {f"nnUNetPlanner{title}" for title in TITLES.values()}
-
-
-@pytest.mark.parametrize("model", list(NETWORKS))
+@pytest.mark.parametrize("model", [model.name for model in models.OWN if model.network])
 def test_forms_and_names(here, quick_memory, model):
     planned = plan(model)
     expected = {"sam_med3d": {"3d_fullres"}, "unetrpp": {"3d_fullres"}, "universeg": {"2d"}}
     assert set(planned) == expected.get(model, {"2d", "3d_fullres"})
-    written = json.loads((here / f"nnUNet{TITLES[model]}Plans.json").read_text())
-    assert all(c["architecture"]["network_class_name"] == NETWORKS[model] for c in written["configurations"].values())
+    written = json.loads((here / f"nnUNet{models.find(model).suffix}Plans.json").read_text())
+    assert all(
+        c["architecture"]["network_class_name"] == models.find(model).network
+        for c in written["configurations"].values()
+    )
     if model == "sam_med3d":
         assert planned["3d_fullres"]["spacing"] == [1.5] * 3 and planned["3d_fullres"]["patch_size"] == [128] * 3
 
@@ -163,7 +162,7 @@ def test_refusals_are_one_line(here, quick_memory, of_shape):
     with pytest.raises(TrainingError, match=r"SegMamba base needs 1\.8 GB .* more than 0\.9 GB; raise the memory"):
         plan("segmamba", gpu_memory_target_in_gb=0.9)
     of_shape((1, 90, 80), (999.0, 1.0, 1.0))
-    with pytest.raises(TrainingError, match="has images of two axes; UNETRPP needs volumes"):
+    with pytest.raises(TrainingError, match="has images of two axes; UNETR\\+\\+ needs volumes"):
         plan("unetrpp")
     assert set(plan("segmamba", plans_name="flat")) == {"2d"}
 

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.inference.image import read_image, read_mask, write_mask
+from nnunet_ext.images import read_image, read_mask, write_mask
 from nnunet_ext.prompts.files import find_prompts, read_prompts, write_prompts
 from nnunet_ext.prompts.locate import locate, position_of
 from nnunet_ext.prompts.types import CasePrompts, ObjectPrompts, PointPrompt

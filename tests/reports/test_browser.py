@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from toy_runs import CASES, DATASET, make_dataset, make_run
+from helpers.toy_runs import CASES, DATASET, make_dataset, make_run
 
 from nnunet_ext.cli.main import main
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunet_ext.inference.prompted_scores import PromptedScore, summarise
+from nnunet_ext.clicks.scores import PromptedScore, summarise
 from nnunet_ext.reports.clicks import click_curves, write_click_curves
 
 

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from toy_runs import CASES, DATASET, make_dataset, make_run, reference, save, training_log
+from helpers.toy_runs import CASES, DATASET, make_dataset, make_run, reference, save, training_log
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS

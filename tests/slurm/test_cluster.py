@@ -13,9 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nnunet_dataset
 import pytest
-import slurm_cluster
+from helpers import nnunet_dataset, slurm_cluster
 
 from nnunet_ext.slurm.progress import read_progress
 

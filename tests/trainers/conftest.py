@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
+from helpers import nnunet_dataset
 
 
 @pytest.fixture(scope="session")

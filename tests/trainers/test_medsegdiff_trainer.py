@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import nnunet_dataset
 
-from nnunet_ext.inference.sampled import TrainingOutput
+from nnunet_ext.architectures.medsegdiff.sampled import TrainingOutput
+from nnunet_ext.steps.medsegdiff import ALPHA, Batch, diffused_mask, published_step
 from nnunet_ext.trainers.medsegdiff import (
-    ALPHA,
-    diffused_mask,
     nnUNetTrainerMedSegDiffV2,
     nnUNetTrainerMedSegDiffV2Direct,
     nnUNetTrainerMedSegDiffV2Paper,
 )
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
 
 PLANS = "nnUNetPlansMedSegDiffV2Tiny"
 
@@ -75,7 +71,9 @@ def test_the_papers_loss_counts_the_anchor_at_every_fifth_step(make_trainer, pla
     noise = torch.zeros_like(anchor)
 
     def loss(*t: int) -> float:
-        return trainer.anchor_loss(TrainingOutput(noise, noise, torch.tensor(t), anchor), target).item()
+        output = TrainingOutput(noise, noise, torch.tensor(t), anchor, "noise")
+        batch = Batch(noise, target, noise, torch.ones_like(noise[:, :1]))
+        return published_step(lambda *_: output, batch, trainer.loss, trainer.weighted_loss).item()
 
     assert loss(1, 2, 3, 4) == 0
     dice, both = trainer.loss(anchor, target).item(), trainer.weighted_loss(anchor, target).item()

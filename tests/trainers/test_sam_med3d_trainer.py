@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from promptable_stubs import SIZES
+from helpers import nnunet_dataset
+from helpers.promptable_stubs import SIZES
 
+from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D, mask_only_rounds
 from nnunet_ext.errors import TrainingError
-from nnunet_ext.inference.promptable import PromptableSAMMed3D, mask_only_rounds
-from nnunet_ext.trainers.sam_med3d import choose_objects, nnUNetTrainerSAMMed3D
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
+from nnunet_ext.steps.sam_med3d import choose_objects
+from nnunet_ext.trainers.sam_med3d import nnUNetTrainerSAMMed3D
 
 PLANS = "nnUNetPlansSAMMed3DMini"
 
@@ -28,7 +26,7 @@ def planned(preprocessed) -> Path:
     plans = json.loads((preprocessed / "nnUNetPlansSegMambaTiny.json").read_text())
     plans["plans_name"] = PLANS
     plans["configurations"]["3d_fullres"]["architecture"] = {
-        "network_class_name": "nnunet_ext.inference.promptable.PromptableSAMMed3D",
+        "network_class_name": "nnunet_ext.architectures.sam_med3d.PromptableSAMMed3D",
         "arch_kwargs": {"sizes": SIZES, "rounds": 5},
         "_kw_requires_import": [],
     }
@@ -115,7 +113,7 @@ def test_slices_and_cascades_are_refused(make_trainer, planned):
     configurations = plans["configurations"]
     configurations["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
     (planned / "cascaded.json").write_text(json.dumps({**plans, "plans_name": "cascaded"}))
-    with pytest.raises(TrainingError, match=r"not on 'second' of .*; choose 3d_fullres\. A trained one refines"):
+    with pytest.raises(TrainingError, match=r"'second' of .* continues a previous stage; choose 3d_fullres \(a trained one refines"):
         make_trainer(nnUNetTrainerSAMMed3D, plans="cascaded", configuration="second")
 
 

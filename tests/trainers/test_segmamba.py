@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import nnunet_dataset
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.trainers.plain import nnUNetTrainerExt
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
+from nnunet_ext.trainers.unetrpp import nnUNetTrainerUNETRPP
 
 TRAIN = ("nnUNetv2_train", "990", "3d_fullres", "0", "-device", "cpu", "-tr", "nnUNetTrainerSegMamba")
 PLANS = ("-p", "nnUNetPlansSegMambaTiny")
@@ -55,13 +52,10 @@ def test_deep_supervision_heads_in_the_plans_are_trained(make_trainer, preproces
     assert isinstance(inference.eval()(batch["data"]), torch.Tensor)
 
 
-def test_plans_of_another_network_are_refused(make_trainer, preprocessed, monkeypatch):
-    from nnunet_ext.plans import network
-
-    monkeypatch.setitem(network.NETWORKS, "other", network.NETWORKS["segmamba"])
-    monkeypatch.setitem(network.NETWORKS, "segmamba", "nnunet_ext.architectures.segmamba.Another")
-    with pytest.raises(TrainingError, match=r"these plans are for .*SegMamba, not for"):
-        make_trainer(nnUNetTrainerSegMamba)
+def test_plans_of_another_network_are_refused(make_trainer):
+    trainer = make_trainer(nnUNetTrainerUNETRPP)
+    with pytest.raises(TrainingError, match=r"these plans are for .*SegMamba, not for .*UNETRPP; choose other plans"):
+        trainer.initialize()
 
 
 def test_baseline_is_nnunet_itself(make_trainer):

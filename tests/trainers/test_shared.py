@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import nnunet_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.errors import TrainingError
@@ -21,9 +21,6 @@ from nnunet_ext.trainers._base import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
 from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
 
 
 class SignalledTrainer(nnUNetTrainerSegMamba):

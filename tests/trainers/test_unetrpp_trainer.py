@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import nnunet_dataset
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.plans.write import write_plans
 from nnunet_ext.trainers.unetrpp import nnUNetTrainerUNETRPP
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
 
 PLANS = "nnUNetPlansUNETRPPTiny"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import blosc2
@@ -13,14 +12,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import nnunet_dataset
 
+from nnunet_ext.architectures.universeg.few_shot import case_number
 from nnunet_ext.errors import TrainingError
-from nnunet_ext.inference.few_shot import case_number
+from nnunet_ext.losses import episode_loss
 from nnunet_ext.plans.write import write_plans
-from nnunet_ext.trainers.universeg import episode_loss, nnUNetTrainerUniverSeg
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import nnunet_dataset
+from nnunet_ext.trainers.universeg import nnUNetTrainerUniverSeg
 
 TOY = {"encoder_blocks": [4, 4, 4], "image_size": 32}
 SHORT = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1"}

@@ -6,8 +6,10 @@ The released code of that name has neither of the paper's two conditions; this f
     ss_former.py   semantic condition (spectrum-space transformer with neural band-pass filter)
     denoiser.py    diffusion model: a U-Net of the noisy mask that knows the time step
     model.py       the three together
+    sampled.py     what nnU-Net trains and runs: the sampler behind `forward(x) -> logits`, and the control without it
 """
 
 from nnunet_ext.architectures.medsegdiff.model import Condition, MedSegDiffV2
+from nnunet_ext.architectures.medsegdiff.sampled import Averaged, DirectControl, SampledMedSegDiffV2
 
-__all__ = ["Condition", "MedSegDiffV2"]
+__all__ = ["Averaged", "Condition", "DirectControl", "MedSegDiffV2", "SampledMedSegDiffV2"]

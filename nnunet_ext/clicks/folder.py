@@ -1,0 +1,164 @@
+"""A folder of images and a folder of prompt files to label maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_ext.clicks.model import PromptModel
+from nnunet_ext.clicks.prepared import PreparedImage
+from nnunet_ext.clicks.prompted_object import PromptedObject
+from nnunet_ext.errors import UserError
+from nnunet_ext.images import Image, read_image, read_mask
+from nnunet_ext.prompts.files import find_prompts, read_prompts
+from nnunet_ext.prompts.locate import LocatedObject, locate
+from nnunet_ext.prompts.raster import draw_ball
+
+
+@dataclass(frozen=True)
+class PromptedCase:
+    """One case with everything checked: its image files, its prompts' file, and a previous label map or None."""
+
+    case: str
+    images: tuple[Path, ...]
+    prompts: Path
+    previous: Path | None
+
+
+def find_cases(
+    images: str | os.PathLike[str],
+    prompts: str | os.PathLike[str],
+    channels: int,
+    ending: str,
+    previous: str | os.PathLike[str] | None = None,
+) -> tuple[list[PromptedCase], list[str]]:
+    """Pair images with prompt files.
+
+    Images are named as nnU-Net names them, `<case>_0000<ending>`; where there is one channel, `<case><ending>` will do.
+
+    Args:
+        images, prompts: folders.
+        channels: image files per case.
+        ending: of image files.
+        previous: folder of label maps `<case><ending>` to continue from.
+
+    Returns:
+        The cases with prompts, and the names of images without.
+
+    Raises:
+        UserError: prompts without an image, a missing channel or previous label map.
+    """
+    folder = Path(images)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the folder that holds the images")
+    named = find_prompts(prompts)
+    there = {path.name[: -len(ending)] for path in folder.iterdir() if path.name.endswith(ending)}
+    cases = []
+    for case, file in named.items():
+        names = [f"{case}_{channel:04d}" for channel in range(channels)]
+        if channels == 1 and names[0] not in there and case in there:
+            names = [case]
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise UserError(
+                f"{file} has no image {folder / missing[0]}{ending}; expected {case}_0000{ending} and so on"
+            )
+        before = None if previous is None else Path(previous) / f"{case}{ending}"
+        if before is not None and not before.is_file():
+            raise UserError(f"{before} does not exist; every case needs a label map to continue from")
+        cases.append(PromptedCase(case, tuple(folder / f"{name}{ending}" for name in names), file, before))
+    used = {path.name[: -len(ending)] for case in cases for path in case.images}
+    return cases, sorted(name for name in there - used if not (name[-5:-4] == "_" and name[:-5] in named))
+
+
+def segment_case(
+    model: PromptModel, case: PromptedCase, labels: Mapping[str, int] | None, space: str | None
+) -> tuple[np.ndarray, Image]:
+    """The label map of a case, (z, y, x) uint8 or uint16, and its image.
+
+    Where objects overlap, the one with the largest logit has the voxel. Labels of the previous label map that no
+    object of the prompts has are kept.
+
+    Raises:
+        UserError: an image, mask or prompt is not as it should be.
+    """
+    image = read_image(case.images)
+    objects = located(case, image, labels, space)
+    previous = None if case.previous is None else read_mask(case.previous, image)
+    prepared = model.prepare(image)
+    best: np.ndarray = np.zeros(image.shape, dtype=np.float32)
+    result: np.ndarray = np.zeros(image.shape, dtype=np.uint16)
+    if previous is not None:
+        result[...] = np.where(np.isin(previous, [thing.label for thing in objects]), 0, previous)
+    for thing in objects:
+        logits = _segment(model, prepared, thing, image, previous)
+        larger = logits > best
+        best[larger], result[larger] = logits[larger], thing.label
+    return result if result.max() > 255 else result.astype(np.uint8), image
+
+
+def located(
+    case: PromptedCase, image: Image, labels: Mapping[str, int] | None, space: str | None
+) -> tuple[LocatedObject, ...]:
+    """The prompts of a case in voxels of its image.
+
+    Raises:
+        UserError: see `nnunet_ext.prompts.locate.locate`.
+    """
+    return locate(read_prompts(case.prompts, space), image.affine, image.shape, image.name, labels)
+
+
+def draw_case(case: PromptedCase, labels: Mapping[str, int] | None, space: str | None, radius_mm: float) -> tuple:
+    """The positive clicks of a case as balls, and its masks, in a label map for `-prev_stage_predictions`.
+
+    Returns:
+        The label map (z, y, x) uint8, its image, and the number of negative clicks, which it cannot hold.
+    """
+    image = read_image(case.images[:1])
+    drawn: np.ndarray = np.zeros(image.shape, dtype=np.uint8)
+    if case.previous is not None:
+        drawn[...] = read_mask(case.previous, image)
+    lost = 0
+    for thing in located(case, image, labels, space):
+        if thing.mask is not None:
+            drawn[read_mask(thing.mask, image) == thing.label] = thing.label
+        for index, positive in thing.clicks:
+            if positive:
+                draw_ball(drawn, [round(i) for i in index], thing.label, radius_mm, image.spacing_mm)
+            lost += not positive
+    return drawn, image, lost
+
+
+def _segment(
+    model: PromptModel, prepared: PreparedImage, thing: LocatedObject, image: Image, previous: np.ndarray | None
+) -> np.ndarray:
+    mask = None
+    if thing.mask is not None:
+        mask = read_mask(thing.mask, image) == thing.label
+    elif previous is not None:
+        mask = previous == thing.label
+    start = prepared.mask_to_grid(mask) if mask is not None and mask.any() else None
+    found = PromptedObject(model.network, prepared.volume, start)
+    for index, positive in thing.clicks:
+        found.click(prepared.to_grid(index), positive)
+    return prepared.to_image(found.logits())
+
+
+def parse_labels(words: list[str]) -> dict[str, int]:
+    """`["liver=1", "spleen=2"]` as a mapping.
+
+    Raises:
+        UserError: a word that is not NAME=VALUE.
+    """
+    return dict(_label(word) for word in words)
+
+
+def _label(word: str) -> tuple[str, int]:
+    name, _, value = word.rpartition("=")
+    if not name or not value.isdecimal() or not int(value):
+        raise UserError(f"--labels {word!r} must be NAME=VALUE with a whole number from 1, such as liver=1")
+    return name, int(value)

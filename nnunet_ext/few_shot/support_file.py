@@ -1,0 +1,71 @@
+"""Another support set for a trained model: labelled images, preprocessed as nnU-Net does it, in a file of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_ext.architectures.universeg.few_shot import support_buffers
+from nnunet_ext.errors import UserError
+from nnunet_ext.few_shot.folder import find_cases
+from nnunet_ext.files import atomic_path, read_json
+
+
+class _Preprocessed:
+    """Cases in memory, as nnU-Net's data set object gives them."""
+
+    def __init__(self, folder: Path, cases: dict[str, tuple[np.ndarray, np.ndarray]]):
+        self.source_folder = str(folder)
+        self.identifiers = list(cases)
+        self._cases = cases
+
+    def load_case(self, name: str):
+        return (*self._cases[name], None, {})
+
+
+def write_support_file(model: Path, images: Path, labels: Path, output: Path) -> dict[str, dict[str, list[float]]]:
+    """Preprocess labelled images for a model and write them as a support file, which holds tensors only.
+
+    Args:
+        model: nnU-Net's result folder of nnUNetTrainerUniverSeg, the one above the folds.
+        images: named as in nnU-Net, `case_0000` with the data set's ending.
+        labels: `case` with the data set's ending.
+        output: file to write.
+
+    Returns:
+        Task -> case -> positions of the slices that hold it.
+
+    Raises:
+        UserError: no such model, a missing label map, or nothing labelled.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ext.plans.network import network_arguments
+    from nnunet_ext.support.pool import read_pool, tasks_of
+
+    name, _, configuration = model.resolve().name.rpartition("__")
+    if not configuration or not name.startswith("nnUNetTrainerUniverSeg__"):
+        raise UserError(f"{model} is no result folder such as nnUNetTrainerUniverSeg__nnUNetPlans__2d")
+    manager = PlansManager(read_json(model / "plans.json"))
+    dataset_json = read_json(model / "dataset.json")
+    settings, label_manager = manager.get_configuration(configuration), manager.get_label_manager(dataset_json)
+    preprocessor = settings.preprocessor_class(verbose=False)
+    cases = {}
+    for case, files in find_cases(images).items():
+        label_file = labels / f"{case}{dataset_json['file_ending']}"
+        if not label_file.is_file():
+            raise UserError(f"{files[0]} has no label map {label_file}")
+        data, seg, _ = preprocessor.run_case([str(f) for f in files], str(label_file), manager, settings, dataset_json)
+        cases[case] = data, seg
+    pool = read_pool(
+        _Preprocessed(images, cases),
+        tasks_of(label_manager.has_regions, dataset_json),
+        network_arguments("universeg", settings)["image_size"],
+        settings.patch_size[0],
+        ignore_label=label_manager.ignore_label,
+    )
+    with atomic_path(output) as temporary:
+        torch.save(support_buffers(pool), temporary)
+    return {task.name: pool.where(number) for number, task in enumerate(pool.tasks)}
