@@ -8,14 +8,14 @@ reported and the others are finished.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from nnunet_ext.architectures.medsegdiff.sampled import SampledMedSegDiffV2
 from nnunet_ext.diffusion.samples_file import write_samples
-from nnunet_ext.diffusion.sampling import Place
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import gunzip, write_json
 from nnunet_ext.inference.export import segmentation_of_logits
+from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -101,10 +100,10 @@ class FolderPredictor(nnUNetPredictor):
         Raises:
             UserError: `samples_folder` for a network that draws none.
         """
-        if samples_folder is not None and not (
-            isinstance(self.network, SampledMedSegDiffV2) and self.network.sampling.steps
-        ):
-            raise UserError("--save_samples needs a network that draws samples, MedSegDiff-V2, and at least one step")
+        if samples_folder is not None and not (isinstance(self.network, DrawsSamples) and self.network.sampling.steps):
+            raise UserError(
+                "--save_samples needs a network that draws samples, such as MedSegDiff-V2, and at least one step"
+            )
         threads = max(1, min(threads, len(cases)))
         with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
@@ -116,9 +115,9 @@ class FolderPredictor(nnUNetPredictor):
                         waiting.append(before.submit(self._prepare, cases[position + threads]))
                     started = time.perf_counter()
                     if samples_folder is None:
-                        logits, samples = self.predict_logits_from_preprocessed_data(data).cpu(), None
+                        logits, samples = self._predict_whole(data), None
                     else:
-                        logits, samples = self._predict_samples(data)
+                        logits, samples = draw_apart(self.network, partial(self._predict_whole, data))
                     seconds = time.perf_counter() - started
                 except Exception as error:  # whatever it is, the other cases can be predicted
                     if position + threads < len(cases) and len(waiting) < threads:
@@ -152,20 +151,9 @@ class FolderPredictor(nnUNetPredictor):
             data = np.vstack((data, convert_labelmap_to_one_hot(previous[0], labels, data.dtype)))
         return torch.from_numpy(data).to(torch.float32, memory_format=torch.contiguous_format), properties
 
-    def _predict_samples(self, data: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits (classes, *grid) of the fused samples, and of each of them."""
-        network = self.network
-        assert isinstance(network, SampledMedSegDiffV2)
-        all_samples = network.sampling
-        try:
-            network.sampling = replace(all_samples, samples=1)
-            samples = []
-            for network.first_sample in range(all_samples.samples):
-                samples.append(self.predict_logits_from_preprocessed_data(data).cpu())
-        finally:
-            network.sampling, network.first_sample = all_samples, 0
-        probabilities = torch.stack([network.probabilities(logits[None])[0] for logits in samples])
-        return network.fuse(probabilities)[0], samples
+    def _predict_whole(self, data: torch.Tensor) -> torch.Tensor:
+        """Logits (classes, *grid) of a preprocessed image (channels, *grid), in main memory."""
+        return self.predict_logits_from_preprocessed_data(data).cpu()
 
     def export(
         self,
@@ -235,31 +223,15 @@ class FolderPredictor(nnUNetPredictor):
         else:
             context = nullcontext()
         with context:
-            if isinstance(self.network, SampledMedSegDiffV2):
-                prediction = self._mirror_and_sample(self.network, x, *next(self._windows))
+            if isinstance(self.network, DrawsSamples):
+                window, volume = next(self._windows)
+                origin = tuple(place if isinstance(place, int) else place.start for place in window[1:])
+                axes = (self.allowed_mirroring_axes or ()) if self.use_mirroring else ()
+                prediction = mean_over_mirrors(self.network, x, origin, volume, axes)
             else:
                 prediction = super()._internal_maybe_mirror_and_predict(x)
         # The Gaussian weights and the sums are half precision, which has more digits than bf16.
         return prediction.float() if self.precision == "bf16" else prediction
-
-    def _mirror_and_sample(
-        self, network: SampledMedSegDiffV2, x: torch.Tensor, window: tuple, volume: tuple[int, ...]
-    ) -> torch.Tensor:
-        """nnU-Net's mean over mirrored windows, with the volume's own noise at every voxel."""
-        origin = tuple(place if isinstance(place, int) else place.start for place in window[1:])
-        axes = (self.allowed_mirroring_axes or ()) if self.use_mirroring else ()
-        combinations = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
-        total = None
-        try:
-            for mirrored in combinations:
-                network.place = Place(origin, volume, mirrored)
-                flipped = [axis + 2 for axis in mirrored]
-                logits = network(x.flip(flipped)).flip(flipped)
-                total = logits if total is None else total + logits
-        finally:
-            network.place = None
-        assert total is not None
-        return total / len(combinations)
 
 
 def reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
     """Predict the validation cases of a trainer's fold with mirroring, and write `validation/summary.json`.
 
     Args:
-        trainer: an initialised nnUNetTrainer with its network trained.
+        trainer: an initialised nnUNetTrainer with its network trained, and a method `before_case(name)`.
         save_probabilities: also write nnU-Net's .npz and .pkl of each case.
 
     Raises:
@@ -69,6 +69,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
         waiting: list[Future[Done]] = []
         for number, name in enumerate(dataset.identifiers):
             trainer.print_to_log_file(f"predicting {name}")
+            trainer.before_case(name)
             data, properties = _case(trainer, dataset, name)
             trainer.print_to_log_file(f"{name}, shape {data.shape}, rank {trainer.local_rank}")
             logits = predictor.predict_sliding_window_return_logits(data).cpu()

@@ -235,6 +235,9 @@ class SharedTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             run_record.add_validation(self.output_folder, time.monotonic() - begin, len(self.do_split()[1]))
 
+    def before_case(self, name: str) -> None:
+        """Called before each case of the final validation is predicted."""
+
     def _on_signal(self, number: int) -> None:
         self._stop = "batch" if number == signal.SIGTERM else "epoch"
 

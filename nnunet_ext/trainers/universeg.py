@@ -229,15 +229,16 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
             self.print_to_log_file("one labelled case in all: it supports every prediction, so nothing is validated")
             return
         network = self.bare_network()
-        dataset_class = self.dataset_class
-        self.dataset_class = _WatchedDatasets(dataset_class, network.exclude_case)
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
-            self.dataset_class = dataset_class
             network.exclude_case(None)
         if self.local_rank == 0:
             self._write_support_curve(network)
+
+    def before_case(self, name: str) -> None:
+        # With fold `all` a case is among those whose slices support.
+        self.bare_network().exclude_case(name)
 
     def _write_support_curve(self, network: FewShotNetwork) -> None:
         supports, validation = self._read_pools()[0], self.do_split()[1]
@@ -256,27 +257,6 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
         write_curve(rows, Path(self.output_folder), self.plans_manager.dataset_name)
         for row in rows:
             self.print_to_log_file(f"support size {row.support_size}: {row.label} Dice {row.dice_mean:.4f}")
-
-
-class _WatchedDatasets:
-    """nnU-Net's data set class, which tells what case it is about to read."""
-
-    def __init__(self, dataset_class, on_load):
-        self._dataset_class, self._on_load = dataset_class, on_load
-
-    def __call__(self, *args, **kwargs):
-        dataset = self._dataset_class(*args, **kwargs)
-        load_case = dataset.load_case
-
-        def watched(identifier):
-            self._on_load(identifier)
-            return load_case(identifier)
-
-        dataset.load_case = watched
-        return dataset
-
-    def __getattr__(self, name):
-        return getattr(self._dataset_class, name)
 
 
 def _with_whole_slices(plans: dict, configuration: str) -> dict:

@@ -113,7 +113,9 @@ def test_slices_and_cascades_are_refused(make_trainer, planned):
     configurations = plans["configurations"]
     configurations["second"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
     (planned / "cascaded.json").write_text(json.dumps({**plans, "plans_name": "cascaded"}))
-    with pytest.raises(TrainingError, match=r"'second' of .* continues a previous stage; choose 3d_fullres \(a trained one refines"):
+    with pytest.raises(
+        TrainingError, match=r"'second' of .* continues a previous stage; choose 3d_fullres \(a trained one refines"
+    ):
         make_trainer(nnUNetTrainerSAMMed3D, plans="cascaded", configuration="second")
 
 
