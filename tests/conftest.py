@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import nnunet_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
 REPOSITORY = Path(__file__).parent.parent
@@ -21,3 +22,9 @@ def real_data() -> Path:
     if not (folder / "Dataset004_Hippocampus" / "dataset.json").is_file():
         pytest.skip(f"no real data under {folder}; set NNUNET_EXT_TEST_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def preprocessed(tmp_path_factory) -> Path:
+    """Folder of the preprocessed phantoms, made once; nnU-Net's three folders lie two levels up."""
+    return nnunet_dataset.make(tmp_path_factory.mktemp("nnunet"))

@@ -1,4 +1,4 @@
-"""The house: packages import downwards only, in the order docs/architecture.md states, and no file imports in a circle."""
+"""The house: packages import downwards only, in the order docs/architecture.md states, and files in no circle."""
 
 from __future__ import annotations
 

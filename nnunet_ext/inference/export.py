@@ -37,8 +37,8 @@ def segmentation_of_logits(
         properties: what preprocessing noted about the image.
 
     Returns:
-        (z, y, x) of the original image, uint8, or uint16 from 255 foreground labels on. Labels differ from nnU-Net's
-        only where two classes are equal up to the rounding of its half-precision result.
+        (z, y, x) of the original image, uint8, or uint16 from 255 foreground labels on. Of half-precision logits, which
+        predictors return, the labels are nnU-Net's, its ties included: both round resized logits to half precision.
     """
     arguments = configuration_manager.configuration["resampling_fn_probabilities_kwargs"]
     name = configuration_manager.configuration["resampling_fn_probabilities"]
@@ -148,6 +148,7 @@ def _resized(
     between = np.flatnonzero(lowest != highest)
     # A copy only where the image is smaller than the network's patch, whose border has been cut off.
     flat = np.ascontiguousarray(logits).reshape(len(logits), -1)
+    half = torch.float16 if logits.dtype == np.float16 else None
     step = max(1, _HELD // len(logits))
     for begin in range(0, len(between), step):
         at = between[begin : begin + step]
@@ -166,7 +167,8 @@ def _resized(
         for position, weight in neighbours:
             # Gathered by numpy and converted by torch, each several times faster than the other.
             values.addcmul_(torch.from_numpy(flat.take(position, axis=1)).float(), torch.from_numpy(weight))
-        out[places] = decide(values.numpy())
+        # nnU-Net keeps the result in the type of the logits, half precision, in which small differences are ties.
+        out[places] = decide(values.to(half).float().numpy() if half is not None else values.numpy())
     if separate_axis is not None and out.shape[separate_axis] != shape[separate_axis]:
         out = out.take(nearest_slices(out.shape[separate_axis], shape[separate_axis]), axis=separate_axis)
     return out

@@ -1,1 +1,1 @@
-"""One `nnUNetTrainer` subclass per file; `_base` holds what all of them share."""
+"""One `nnUNetTrainer` subclass per file; `shared` holds what all of them share."""

@@ -15,8 +15,8 @@ from nnunet_ext.architectures.medsegdiff.sampled import Averaged, DirectControl,
 from nnunet_ext.plans.network import network_arguments
 from nnunet_ext.steps.medsegdiff import Batch, diffused_mask, published_step, step
 from nnunet_ext.trainers import run_record
-from nnunet_ext.trainers._base import SharedTrainer
 from nnunet_ext.trainers.optimiser import adamw_with_poly
+from nnunet_ext.trainers.shared import SharedTrainer
 
 # The paper's weight of cross-entropy beside Dice.
 BETA = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.shared import SharedTrainer
 
 
 class nnUNetTrainerExt(SharedTrainer):

@@ -16,8 +16,8 @@ from nnunet_ext.clicks.scores import USERS, PromptedScore, click_through, make_u
 from nnunet_ext.files import write_json
 from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.steps.sam_med3d import Batch, choose_objects, step
-from nnunet_ext.trainers._base import SharedTrainer
 from nnunet_ext.trainers.optimiser import adamw_with_poly
+from nnunet_ext.trainers.shared import SharedTrainer
 
 
 class nnUNetTrainerSAMMed3D(SharedTrainer):

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_ext.architectures.segmamba import SegMamba
 from nnunet_ext.plans.network import network_arguments
-from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.shared import SharedTrainer
 
 
 class nnUNetTrainerSegMamba(SharedTrainer):

@@ -9,7 +9,7 @@ from torch import nn
 
 from nnunet_ext.architectures.unetrpp import UNETRPP
 from nnunet_ext.plans.network import check_configuration, network_arguments
-from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.shared import SharedTrainer
 
 
 class nnUNetTrainerUNETRPP(SharedTrainer):

@@ -28,7 +28,7 @@ from nnunet_ext.steps.universeg import SUPPORT_SIZE, step
 from nnunet_ext.support.augment import GENTLE, Chances
 from nnunet_ext.support.episodes import Batch, Episodes, Mixture
 from nnunet_ext.support.pool import Pool, largest_side, nnunet_dataset, read_pool, tasks_of
-from nnunet_ext.trainers._base import SharedTrainer
+from nnunet_ext.trainers.shared import SharedTrainer
 
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
 _STORED_PER_TASK = 64

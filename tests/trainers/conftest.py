@@ -1,18 +1,11 @@
-"""One tiny preprocessed data set for all trainer tests, and trainers that train in this process."""
+"""Trainers that train in this process."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from helpers import nnunet_dataset
-
-
-@pytest.fixture(scope="session")
-def preprocessed(tmp_path_factory) -> Path:
-    """Folder of the preprocessed phantoms; nnU-Net's three folders lie two levels up."""
-    return nnunet_dataset.make(tmp_path_factory.mktemp("nnunet"))
 
 
 @pytest.fixture

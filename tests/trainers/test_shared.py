@@ -17,10 +17,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
-from nnunet_ext.trainers._base import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
 from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
+from nnunet_ext.trainers.shared import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
 
 
 class SignalledTrainer(nnUNetTrainerSegMamba):

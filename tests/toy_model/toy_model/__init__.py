@@ -1,0 +1,1 @@
+"""A model for nnU-Net in three files: network, trainer, row. Nothing heavy is imported here: the row is read often."""
