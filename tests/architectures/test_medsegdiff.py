@@ -62,7 +62,7 @@ def test_time_embedding_is_the_published():
 def test_block_begins_as_its_shortcut_at_every_second_voxel():
     block, x = TimedBlock(8, 16, 4, (3, 3, 3), (1, 2, 2)), torch.randn(2, 8, 3, 6, 8)
     expected = F.conv3d(x, block.shortcut.weight, block.shortcut.bias, stride=(1, 2, 2))
-    assert (block(x, torch.randn(2, 4)) - expected).abs().max() < 1e-6
+    assert (block(x, torch.randn(2, 4)) - expected).abs().max() < 1e-5  # eight products, summed in another order
 
 
 # Anchor condition -----------------------------------------------------------------------------------------------------
@@ -96,6 +96,7 @@ def test_narrow_gaussian_leaves_the_feature_alone():
     with torch.no_grad():
         attend.log_sigma.fill_(math.log(1e-3))
     feature = torch.randn(1, 2, 6, 7, 8)
+    # Exactly: exp(-(1000)^2 / 2) is zero.
     assert torch.equal(torch.maximum(attend.smooth(feature), feature), feature)
 
 
@@ -136,7 +137,8 @@ def test_affinity_filtered_in_fourier_space_is_the_written_out_transform(grid):
 def test_filter_of_ones_is_plain_attention():
     query, key = torch.randn(2, 2, 15, 4)
     ours = filtered_affinity(query, key, (3, 5), torch.ones(1, 15, 15))
-    assert (ours - filtered_affinity(query, key, (3, 5), None)).abs().max() < 1e-5
+    # Three transforms in single precision; products of four normal numbers are up to 10.
+    assert (ours - filtered_affinity(query, key, (3, 5), None)).abs().max() < 1e-4
 
 
 def test_large_maps_are_cut_into_larger_patches_and_put_together_again():
@@ -177,7 +179,8 @@ def test_stem_in_two_parts_is_one_convolution_of_image_and_mask():
     stem = model.denoiser
     weight = torch.cat((stem.stem_mask.weight, stem.stem_image.weight), 1)
     whole = F.conv3d(torch.cat((x_t, image), 1), weight, stem.stem_mask.bias, padding=1)
-    assert (whole - stem.stem_mask(x_t) - model.condition(image).image).abs().max() < 1e-5
+    # Sums of 135 products, up to 10, in single precision and another order.
+    assert (whole - stem.stem_mask(x_t) - model.condition(image).image).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("axes", [2, 3])

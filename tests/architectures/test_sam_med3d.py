@@ -82,15 +82,18 @@ def image(meta) -> torch.Tensor:
 
 
 def close(found: torch.Tensor, golden, name: str) -> None:
+    """Within 1e-5 of the largest entry: single-precision sums of n products, taken in another order, differ by some
+    sqrt(n) 2^-24 of it, and those of a patch have n = 4096."""
     found = found.detach().numpy()
+    allowed = 1e-5 * golden[f"{name}/stats"][2]
     assert tuple(golden[f"{name}/shape"]) == found.shape, name
     stats = np.array([found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()])
-    np.testing.assert_allclose(stats, golden[f"{name}/stats"], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(stats, golden[f"{name}/stats"], rtol=0, atol=allowed, err_msg=name)
     if name in golden:
-        np.testing.assert_allclose(found, golden[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found, golden[name], rtol=0, atol=allowed, err_msg=name)
     else:
         sampled = found.reshape(-1)[:: int(golden[f"{name}/flat_step"])]
-        np.testing.assert_allclose(sampled, golden[f"{name}/flat_sub"], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(sampled, golden[f"{name}/flat_sub"], rtol=0, atol=allowed, err_msg=name)
 
 
 def decode_case(name: str, model, embedding, golden, meta):

@@ -189,7 +189,7 @@ def test_mask_changes_have_known_areas():
     mask[..., 5:15, 5:15] = 1
     assert (dilate(mask).sum(), erode(mask).sum(), boundary(mask).sum()) == (144, 64, 80)
     ramp = torch.arange(20.0).expand(1, 1, 20, 20)
-    assert sobel(ramp)[..., 1:-1, 1:-1].unique().tolist() == [2.0]
+    torch.testing.assert_close(sobel(ramp)[..., 1:-1, 1:-1], torch.full((1, 1, 18, 18), 2.0))
 
 
 def test_task_augmentation_is_the_same_for_all_entries():
@@ -200,8 +200,10 @@ def test_task_augmentation_is_the_same_for_all_entries():
     changed = False
     for seed in range(4):
         new_images, new_masks = augment_task(images, masks, certain, torch.Generator().manual_seed(seed))
+        # Kernels may round the last entries of a batch otherwise than the first; another change would show in the first
+        # digit.
         for x in (new_images, new_masks):
-            assert (x == x[:1]).all()
+            torch.testing.assert_close(x, x[:1].expand_as(x), rtol=0, atol=1e-4)
         changed |= not torch.equal(new_masks, masks)
     assert changed
 
