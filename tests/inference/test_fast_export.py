@@ -59,8 +59,9 @@ def test_equal_to_nnunets_export(spacing, transpose, order, description, dtype):
     expected = convert_predicted_logits_to_segmentation_with_correct_shape(logits, *arguments)
     found = segmentation_of_logits(logits, *arguments)
     assert found.dtype == expected.dtype and found.shape == expected.shape
-    # nnU-Net stores resized logits in their own precision: what it rounds to equal numbers may differ.
-    allowed = {np.float16: 2e-3, np.float32: 1e-5}[dtype]
+    # nnU-Net stores resized logits in their own precision: what it rounds to equal numbers may differ. In single
+    # precision, that is a voxel or two of 15,000.
+    allowed = {np.float16: 2e-3, np.float32: 2e-4}[dtype]
     assert (found != expected).mean() <= allowed
     assert len(np.unique(found)) >= 4
 

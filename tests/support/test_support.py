@@ -160,7 +160,8 @@ def test_queries_and_supports_come_from_different_cases(pool):
     for _ in range(30):
         batch = next(source)
         for i, key in enumerate(batch.keys):
-            assert float(batch.target[i].mean()) == pytest.approx(60 * (1 + "abc".index(key)) / 255)
+            # A sum of 256 equal numbers in single precision may round the same way 256 times.
+            assert float(batch.target[i].mean()) == pytest.approx(60 * (1 + "abc".index(key)) / 255, rel=256 * 2**-24)
             assert not torch.isclose(batch.support_images[i], batch.target[i, 0, 0, 0]).any()
             seen.add(key)
     assert seen == set("abc")
