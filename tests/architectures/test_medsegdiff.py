@@ -84,6 +84,7 @@ def test_uncertain_spatial_attention_is_the_formula(axes):
     f_anc = np.maximum(smooth, feature.numpy())
     weight, bias = (p.detach().numpy() for p in (attend.project.weight, attend.project.bias))
     attention = 1 / (1 + np.exp(-(np.einsum("bc...,c->b...", f_anc, weight.reshape(-1)) + bias)))
+    # Single precision: sums of 7 products per axis, and the reference's own.
     assert np.abs(attend(feature).detach().numpy()[:, 0] - attention).max() < 1e-5
     first = torch.randn(2, 5, *GRIDS[axes])
     assert (
@@ -191,6 +192,7 @@ def test_one_time_step_for_all_samples_is_each_on_its_own(axes):
         condition = model.condition(image[:1])
         together = model.denoise(x_t, torch.tensor([70]), condition)
         alone = torch.cat([model.denoise(x[None], torch.tensor([70]), condition) for x in x_t])
+    # A batch may be convolved by another kernel, in another order of single-precision sums.
     assert (together - alone).abs().max() < 1e-4
 
 

@@ -163,6 +163,7 @@ def test_training_example(model, golden, meta):
     total.backward()
     np.testing.assert_allclose([loss.item() for loss in losses], golden["train/losses"], atol=1e-5)
     np.testing.assert_allclose(total.item(), golden["train/total"], atol=1e-4)
+    # Rounding adds up over five rounds and all voxels; some norms are nothing but rounding (biases of keys).
     expected = json.loads(str(golden["train/grad_norms_json"]))
     largest = max(norm for norm in expected.values() if norm)
     for name, parameter in model.named_parameters():
