@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers.toy_networks import Copy, MeanLabel
 
 from nnunet_ext.architectures.universeg.few_shot import (
     BUFFERS,
@@ -21,9 +19,6 @@ from nnunet_ext.few_shot.support_curve import support_curve
 from nnunet_ext.reports.support_curve import write_curve
 from nnunet_ext.support.pool import Pool, Task, to_uint8, unit_intensities
 from nnunet_ext.support.view import to_view
-
-sys.path.insert(0, str(Path(__file__).parent))
-from helpers.toy_networks import Copy, MeanLabel
 
 WINDOW = torch.tensor([[-2.0, 3.0]])
 TASKS = (Task("disc", (1,)), Task("bar", (2,)))

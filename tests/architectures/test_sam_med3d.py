@@ -80,15 +80,18 @@ def image(meta) -> torch.Tensor:
 
 
 def close(found: torch.Tensor, golden, name: str) -> None:
+    """Within 1e-5 of the largest entry: single-precision sums of n products, taken in another order, differ by some
+    sqrt(n) 2^-24 of it, and those of a patch have n = 4096."""
     found = found.detach().numpy()
+    allowed = 1e-5 * golden[f"{name}/stats"][2]
     assert tuple(golden[f"{name}/shape"]) == found.shape, name
     stats = np.array([found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()])
-    np.testing.assert_allclose(stats, golden[f"{name}/stats"], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(stats, golden[f"{name}/stats"], rtol=0, atol=allowed, err_msg=name)
     if name in golden:
-        np.testing.assert_allclose(found, golden[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found, golden[name], rtol=0, atol=allowed, err_msg=name)
     else:
         sampled = found.reshape(-1)[:: int(golden[f"{name}/flat_step"])]
-        np.testing.assert_allclose(sampled, golden[f"{name}/flat_sub"], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(sampled, golden[f"{name}/flat_sub"], rtol=0, atol=allowed, err_msg=name)
 
 
 def decode_case(name: str, model, embedding, golden, meta):
@@ -158,6 +161,7 @@ def test_training_example(model, golden, meta):
     total.backward()
     np.testing.assert_allclose([loss.item() for loss in losses], golden["train/losses"], atol=1e-5)
     np.testing.assert_allclose(total.item(), golden["train/total"], atol=1e-4)
+    # Rounding adds up over five rounds and all voxels; some norms are nothing but rounding (biases of keys).
     expected = json.loads(str(golden["train/grad_norms_json"]))
     largest = max(norm for norm in expected.values() if norm)
     for name, parameter in model.named_parameters():

@@ -56,6 +56,7 @@ def test_samples_drawn_together_are_those_drawn_alone():
         samples.append(predict(model, steps=2, samples=1).exp())
     model.first_sample = 0
     together = predict(model, steps=2, samples=7).exp()
+    # Batches of another size may take kernels that round otherwise; a sample left out moves the mean by 0.05.
     assert (together - torch.stack(samples).mean(0)).abs().max() < 1e-3
 
 

@@ -28,6 +28,7 @@ def one_hot(labels: np.ndarray, classes: int) -> torch.Tensor:
 
 
 def test_votes_are_probabilities_of_0_and_1():
+    """Within the rounding of maps in single precision, as below."""
     labels = sampled_label_maps((6, 8, 10), 7, 4, noise=1.0)
     votes, probabilities = maps_of_votes(labels), maps_of_probabilities(one_hot(labels, 4))
     np.testing.assert_allclose(votes.entropy, probabilities.entropy, atol=1e-6)

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers.toy_networks import Copy, MeanLabel
 
 from nnunet_ext.architectures.universeg import UniverSeg
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
 from nnunet_ext.few_shot import folder as few_shot_folder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from helpers.toy_networks import Copy, MeanLabel
 
 VALUES = (7, 255)
 

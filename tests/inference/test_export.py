@@ -59,9 +59,9 @@ def test_equal_to_nnunets_export(spacing, transpose, order, description, dtype):
     expected = convert_predicted_logits_to_segmentation_with_correct_shape(logits, *arguments)
     found = segmentation_of_logits(logits, *arguments)
     assert found.dtype == expected.dtype and found.shape == expected.shape
-    # Both decide on results rounded to half precision, as a prediction has them. Unrounded ones of our single and
-    # nnU-Net's double precision may differ where two classes are equal to 1e-7: no voxel in a hundred thousand.
-    assert (found != expected).mean() <= {np.float16: 0, np.float32: 1e-5}[dtype]
+    # Both round resized logits to half precision, as predictions have them. Single-precision ones are not rounded, so a
+    # voxel or two of 15,000, where two classes are equal to 1e-7, may differ from nnU-Net's double precision.
+    assert (found != expected).mean() <= {np.float16: 0, np.float32: 2e-4}[dtype]
     assert len(np.unique(found)) >= 4
 
 

@@ -25,7 +25,7 @@ def stems(folder: str) -> set[str]:
 def test_no_place_of_a_model_is_forgotten():
     names = {model.name for model in models.OWN}
     assert stems("models") - {"model"} == names, "every file in models/ is a row in models/__init__.py"
-    assert stems("architectures") - {"blocks"} == names - {"nnunet"}, "every network has a row"
+    assert stems("architectures") - {"blocks", "precision"} == names - {"nnunet"}, "every network has a row"
     modules = {trainer.module.rpartition(".")[2] for model in models.OWN for trainer in model.trainers}
     shared = {"shared", "optimiser", "run_record", "settings", "tensorboard"}
     assert stems("trainers") - shared == modules, "every trainer is in a row"

@@ -160,7 +160,8 @@ def test_queries_and_supports_come_from_different_cases(pool):
     for _ in range(30):
         batch = next(source)
         for i, key in enumerate(batch.keys):
-            assert float(batch.target[i].mean()) == pytest.approx(60 * (1 + "abc".index(key)) / 255)
+            # A sum of 256 equal numbers in single precision may round the same way 256 times.
+            assert float(batch.target[i].mean()) == pytest.approx(60 * (1 + "abc".index(key)) / 255, rel=256 * 2**-24)
             assert not torch.isclose(batch.support_images[i], batch.target[i, 0, 0, 0]).any()
             seen.add(key)
     assert seen == set("abc")
@@ -189,7 +190,7 @@ def test_mask_changes_have_known_areas():
     mask[..., 5:15, 5:15] = 1
     assert (dilate(mask).sum(), erode(mask).sum(), boundary(mask).sum()) == (144, 64, 80)
     ramp = torch.arange(20.0).expand(1, 1, 20, 20)
-    assert sobel(ramp)[..., 1:-1, 1:-1].unique().tolist() == [2.0]
+    torch.testing.assert_close(sobel(ramp)[..., 1:-1, 1:-1], torch.full((1, 1, 18, 18), 2.0))
 
 
 def test_task_augmentation_is_the_same_for_all_entries():
@@ -200,8 +201,10 @@ def test_task_augmentation_is_the_same_for_all_entries():
     changed = False
     for seed in range(4):
         new_images, new_masks = augment_task(images, masks, certain, torch.Generator().manual_seed(seed))
+        # Kernels may round the last entries of a batch otherwise than the first; another change would show in the first
+        # digit.
         for x in (new_images, new_masks):
-            assert (x == x[:1]).all()
+            torch.testing.assert_close(x, x[:1].expand_as(x), rtol=0, atol=1e-4)
         changed |= not torch.equal(new_masks, masks)
     assert changed
 

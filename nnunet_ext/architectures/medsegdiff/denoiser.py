@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.blocks import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from nnunet_ext.architectures.precision import double_device
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Cosines, then sines, of t at dim / 2 frequencies from 1 to 1/10000 (Ho et al. 2020): (batch,) -> (batch, dim)."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t.float()[:, None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), 1)
+    """Cosines, then sines, of t at dim / 2 frequencies from 1 to 1/10000 (Ho et al. 2020): (batch,) -> (batch, dim).
+
+    Single precision, of angles in double precision.
+    """
+    half, device = dim // 2, double_device(t.device)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=device, dtype=torch.float64) / half)
+    angles = t.to(device).double()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), 1).float().to(t.device)
 
 
 class TimeEmbedding(nn.Module):

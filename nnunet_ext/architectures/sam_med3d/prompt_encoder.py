@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nnunet_ext.architectures.precision import double_device
 from nnunet_ext.architectures.sam_med3d.image_encoder import LayerNorm3d
 
 GRID_POSITIONS = ("official", "aligned")
@@ -26,15 +27,17 @@ class PositionEmbedding(nn.Module):
         self.positional_encoding_gaussian_matrix: Tensor
 
     def forward(self, position: Tensor) -> Tensor:
-        """Features (..., 3 * features) of positions (..., 3) in 0..1."""
-        with torch.autocast(position.device.type, enabled=False):  # half precision would move points by voxels
-            angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
-            return torch.cat([angle.sin(), angle.cos(), angle.sin()], -1)
+        """Features (..., 3 * features) of positions (..., 3) in 0..1, of angles in double precision."""
+        matrix = self.positional_encoding_gaussian_matrix
+        device = double_device(matrix.device)
+        # Autocast leaves double precision alone; half would move points by voxels.
+        angle = 2 * math.pi * ((2 * position.to(device).double() - 1) @ matrix.to(device).double())
+        return torch.cat([angle.sin(), angle.cos(), angle.sin()], -1).to(matrix.dtype).to(matrix.device)
 
     def grid(self, size: int, exchanged: bool) -> Tensor:
         """Features of the centres of a cube of `size` cells per axis, (1, 3 * features, size, size, size)."""
-        matrix = self.positional_encoding_gaussian_matrix
-        centres = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) / size
+        device = double_device(self.positional_encoding_gaussian_matrix.device)
+        centres = (torch.arange(size, device=device, dtype=torch.float64) + 0.5) / size
         first, second, third = torch.meshgrid(centres, centres, centres, indexing="ij")
         axes = [second, first, third] if exchanged else [first, second, third]
         return self(torch.stack(axes, -1)).movedim(-1, 0)[None]
