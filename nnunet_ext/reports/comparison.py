@@ -55,7 +55,7 @@ class Row:
     absent: int
     """Cases in which neither map has the structure."""
     best: bool
-    """Better than every other method, and every pairwise test says so."""
+    """Better than every other method in the mean, and every pairwise test says so, pointing the same way."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,10 @@ def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[Pair]) ->
 
 
 def _beats(method: str, pair: Pair) -> bool:
+    """Better in the mean and by the test: a two-sided p does not say for whom, and the mean may point the other way."""
     gain = pair.result.difference if pair.metric.higher_is_better else -pair.result.difference
-    return pair.p_holm < ALPHA and (gain if method == pair.new else -gain) > 0
+    side = 1 if method == pair.new else -1
+    return pair.p_holm < ALPHA and side * gain > 0 and side * pair.result.rank_biserial > 0
 
 
 def _pairs(data: Comparison) -> tuple[Pair, ...]:
