@@ -14,7 +14,7 @@ from nnunet_ext.discovery.table import ENTRIES
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
 from nnunet_ext.files import read_json
-from nnunet_ext.reports.training_log import TrainingLog, read_training_log
+from nnunet_ext.training_log import TrainingLog, read_training_log
 
 
 @dataclass(frozen=True)
