@@ -19,7 +19,8 @@ def write(folder, name, epochs, loss):
 def test_logs_are_in_order_of_time_and_abandoned_epochs_are_dropped(tmp_path):
     write(tmp_path, "9_10_00_00", range(5), 1.0)  # epochs 3 and 4 came after the last checkpoint
     write(tmp_path, "10_9_00_00", range(3, 4), 2.0)  # run again from epoch 3, and so far
-    assert [file.name[16:] for file in training_logs(tmp_path)] == ["26_1_9_10_00_00.txt", "26_1_10_9_00_00.txt"]
+    names = [file.name for file in training_logs(tmp_path)]
+    assert names == ["training_log_2026_1_9_10_00_00.txt", "training_log_2026_1_10_9_00_00.txt"]
     log = read_training_log(tmp_path)
     assert log.curves["train_loss"] == {0: 1.0, 1: 1.0, 2: 1.0, 3: 2.0} and log.epochs == 4
     progress = read_progress(tmp_path)

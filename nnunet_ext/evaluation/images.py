@@ -6,6 +6,7 @@ missing part silently set to 0. Other formats go through SimpleITK.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.surface import foreground_box
 from nnunet_ext.files import gunzip
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
@@ -41,6 +43,16 @@ class LabelMap:
     array: np.ndarray
     spacing_mm: tuple[float, ...]
     affines: tuple[np.ndarray, ...]
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of the shape and the labels, equal for equal maps of any format and integer type."""
+        box = foreground_box(self.array)
+        inside = self.array[box]
+        found = hashlib.blake2b(repr((self.array.shape, [(s.start, s.stop) for s in box])).encode(), digest_size=16)
+        lowest, highest = int(inside.min(initial=0)), int(inside.max(initial=0))
+        kind = np.int64 if lowest < 0 else np.min_scalar_type(highest)
+        found.update(np.ascontiguousarray(inside, dtype=np.dtype(kind).newbyteorder("<")).data)
+        return found.hexdigest()
 
 
 def read_label_map(path: str | os.PathLike[str]) -> LabelMap:

@@ -23,7 +23,8 @@ from nnunet_ext.evaluation.compare import (
     paired,
 )
 from nnunet_ext.reports.checks import refuse_incomparable, warnings_about
-from nnunet_ext.reports.runs import Case, Run
+from nnunet_ext.reports.evaluation_file import Case
+from nnunet_ext.reports.runs import Run
 
 MEAN = "mean"
 # A difference is called real below this corrected p-value.

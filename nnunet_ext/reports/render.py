@@ -137,10 +137,10 @@ def _pair_table(data: Comparison) -> str:
     titles = ["metric", "label", "pair", "difference", "p (Wilcoxon, Holm)", "P(not better)", "wins / ties / losses"]
     return (
         "<p>Paired by case: mean difference with its 95 % bootstrap interval; two-sided Wilcoxon signed-rank test, "
-        "corrected after Holm over all rows of a metric, and below it the test's effect r, positive where its ranks are for "
-        "the first method; probability that the first method is in truth not better than the second; how many units it "
-        "wins. Where one method rightly finds nothing and another raises a false alarm, "
-        "the first has the best possible value.</p>"
+        "corrected after Holm over all rows of a metric, and below it the test's effect r, positive where its ranks "
+        "are for the first method; probability that the first method is in truth not better than the second; how many "
+        "units it wins. Where one method rightly finds nothing and another raises a false alarm, the first has the "
+        "best possible value.</p>"
         f'<div class="scroll tall"><table class="sortable" id="pairs">{_head(titles, text=3)}'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
