@@ -152,7 +152,7 @@ def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
     """`array` as integers of native byte order; exact, or refused."""
     if array.dtype.kind == "f":
         # Some tools store label maps as floats; that loses nothing as long as every value is whole.
-        bad = ~np.isfinite(array) | (array != np.rint(array))
+        bad = ~(np.abs(array) < 2.0**63) | (array != np.rint(array))  # NaN too
         if bad.any():
             raise UserError(
                 f"{path} holds the value {array[bad].flat[0]}; a label map has whole numbers "
@@ -162,4 +162,8 @@ def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
         return array.astype(np.int16 if largest < 2**15 else np.int64)
     if array.dtype.kind not in "iub":
         raise UserError(f"{path} has voxels of type {array.dtype}; a label map has whole numbers")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        if int(array.max(initial=0)) >= 2**63:
+            raise UserError(f"{path} holds the value {array.max()}; expected labels below 2^63")
+        return array.astype(np.int64)  # which compares and combines with the other types
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
