@@ -119,7 +119,15 @@ class JsonObject:
     def texts_by_key(self, key: str) -> dict[str, str]:
         """An object whose values are texts."""
         inner = self.object(key)
-        return {_checked_key(inner, name): inner.text(name) for name in inner.content}
+        return {name: inner.text(name) for name in inner.names()}
+
+    def names(self) -> tuple[str, ...]:
+        """Its keys, all of them texts as of `text`."""
+        for name in self.content:
+            if not is_text(name):
+                where = f"{self.file}: {self.place}" if self.place else str(self.file)
+                raise UserError(f"{where} has the key {shown(name)}; expected a name; {self.remedy}")
+        return tuple(self.content)
 
     def _path(self, key: str) -> str:
         return f"{self.place}.{key}" if self.place else key
@@ -135,16 +143,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
+    """Whether a value is text that UTF-8 and file names can hold, at most 4096 characters."""
     if not isinstance(value, str) or len(value) > _LONGEST_TEXT or "\0" in value:
         return False
     # JSON can hold halves of characters, which no file can.
     return value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _checked_key(inner: JsonObject, key: str) -> str:
-    if not is_text(key):
-        raise UserError(f"{inner.file}: {inner.place} has the key {shown(key)}; expected a name; {inner.remedy}")
-    return key
 
 
 def shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.images import FILE_ENDINGS, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, Target
 from nnunet_ext.evaluation.metrics import compare_label_maps
+from nnunet_ext.json_object import is_text
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
         file_ending: that of dataset.json; other files are then overlooked, unless there is none with it.
 
     Raises:
-        UserError: the folder is none or holds no label map, or a case has two files.
+        UserError: the folder is none or holds no label map, a case has two files, or its name is not UTF-8.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the label maps")
@@ -171,6 +172,8 @@ def label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in declared or files:
         case = split_name(path)[0]
+        if not is_text(case):
+            raise UserError(f"{folder} holds {path.name}, whose name is not UTF-8; no table can hold it; rename it")
         if case in found:
             raise UserError(f"{folder} holds case {case} twice ({found[case].name}, {path.name}); keep one")
         found[case] = path

@@ -83,7 +83,8 @@ def labels_from_dataset_json(path: str | os.PathLike[str], only: Iterable[Target
     declared = content.content.get("labels")
     if not isinstance(declared, dict) or not declared:
         raise UserError(f"{path} has no 'labels' dictionary; expected nnU-Net's dataset.json")
-    entries = {str(name): _members(path, name, value) for name, value in declared.items()}
+    content.object("labels").names()  # can be written
+    entries = {name: _members(path, name, value) for name, value in declared.items()}
     ignore = declared.get("ignore")
     values = {0} | {v for members in entries.values() for v in members}
     foreground = {name: members for name, members in entries.items() if name != "ignore" and members != (0,)}

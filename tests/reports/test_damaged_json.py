@@ -116,16 +116,20 @@ def outcomes(scene: Path, capsys, monkeypatch, count: int, seed: int) -> list[st
         prefix = f"nnunet_ext {arguments[0]}: "
         fine = all(line.startswith(prefix) and line.isprintable() for line in lines)
         if status == 1:
-            fine &= len(lines) == 1 and len(lines[0]) < 6000 and not (out / "r.html").exists()
+            # Labels may still fit some cases: then each of the others has its line.
+            one_each = len(lines) == 1 or all(" left out: " in line for line in lines)
+            fine &= one_each and max(map(len, lines)) < 6000 and not (out / "r.html").exists()
         if status not in (0, 1) or not fine or printed.out:
             wrong.append(f"{what}: status {status}, {printed.out[:100]!r}, {lines[:3]}")
     return wrong
 
 
 def test_a_damaged_file_is_one_line(scene, capsys, monkeypatch):
-    assert outcomes(scene, capsys, monkeypatch, 200, seed=0) == []
+    wrong = outcomes(scene, capsys, monkeypatch, 200, seed=0)
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
 def test_many_damaged_files_are_one_line_each(scene, capsys, monkeypatch):
-    assert outcomes(scene, capsys, monkeypatch, 3000, seed=1) == []
+    wrong = outcomes(scene, capsys, monkeypatch, 3000, seed=1)
+    assert not wrong, "\n".join(wrong)
