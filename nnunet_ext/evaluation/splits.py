@@ -55,8 +55,10 @@ def notes_about_folds(finished: Iterable[int], begun: Iterable[int], splits: Seq
     finished, begun = set(finished), set(begun)
     notes = [f"fold {k} has no validation folder and is left out" for k in sorted(begun - finished)]
     planned = range(len(splits) if splits is not None else 0)
-    notes += [f"fold {k} of {len(planned)} in splits_final.json has no folder and is left out"
-              for k in planned if k not in begun]  # fmt: skip
+    if absent := [str(k) for k in planned if k not in begun]:
+        notes.append(
+            f"fold(s) {', '.join(absent)} of the {len(planned)} in splits_final.json are not there and left out"
+        )
     if splits is not None:
         notes += [f"fold {k} is not among the {len(planned)} of splits_final.json: its cases without a prediction "
                   "cannot be noticed" for k in sorted(finished - set(planned))]  # fmt: skip

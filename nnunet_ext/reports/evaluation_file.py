@@ -27,8 +27,8 @@ class Case:
         status: `both`, `missed`, `false_alarm` or `both_empty` per label.
         metrics: {label: {metric: value}}; NaN is undefined, infinite a distance to nothing.
         reference, prediction: files; the prediction is None when it was missing.
-        reference_digest: tells references apart; None in evaluations before 0.2.
-        spacing_mm: of the reference; None in evaluations before 0.2.
+        reference_digest: tells references apart; None in evaluations made before it was stored.
+        spacing_mm: of the reference; None likewise.
     """
 
     name: str

@@ -61,7 +61,8 @@ def test_a_fold_that_finished_after_the_evaluation_is_noticed(base):
     late.rename(base / "late")
     text = warnings(base)  # evaluates what is there
     assert (
-        "fold 1 of 2 in splits_final.json has no folder and is left out" in text and "not in the evaluation" not in text
+        "fold(s) 1 of the 2 in splits_final.json are not there and left out" in text
+        and "not in the evaluation" not in text
     )
     late.mkdir()
     assert "fold 1 has no validation folder and is left out" in warnings(base)
@@ -82,7 +83,7 @@ def test_splits_are_found_with_other_references(base, capsys):
     (folder / "fold_1").rename(base / "late")
     arguments = ["evaluate", "--folds", str(folder), "-r", str(base / "raw" / DATASET / "labelsTr"), "-q"]
     assert main(arguments) == 0
-    assert "fold 1 of 2 in splits_final.json has no folder" in capsys.readouterr().err
+    assert "fold(s) 1 of the 2 in splits_final.json are not there" in capsys.readouterr().err
 
 
 def test_other_references_of_the_same_size_are_refused(base, capsys):
