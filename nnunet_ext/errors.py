@@ -1,12 +1,23 @@
 """The error whose message is meant for the person at the keyboard."""
 
 
+def one_line(text: object) -> str:
+    r"""`text` with line breaks and all else that does not print as \n, \x1b, \udcff: names of files may hold them."""
+    words = str(text)
+    if words.isprintable():
+        return words
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
 class UserError(Exception):
     """Something the user can mend.
 
     The message is one line that names the file or value, what was expected and what to do. The command line
     prints it without a traceback and exits with status 1; library callers catch it like any exception.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class TrainingError(UserError, SystemExit):
@@ -17,4 +28,4 @@ class TrainingError(UserError, SystemExit):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.code = f"nnunet_ext: {message}"
+        self.code = f"nnunet_ext: {self}"

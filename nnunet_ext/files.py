@@ -99,7 +99,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; restore it or create it again") from None
+    except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise UserError(f"{path} is not valid JSON ({error}); restore it or create it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

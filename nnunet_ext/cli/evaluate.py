@@ -22,7 +22,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, one_line
 from nnunet_ext.evaluation.conventions import CONVENTIONS
 from nnunet_ext.evaluation.folder import evaluate_folder, evaluate_folds
 from nnunet_ext.evaluation.labels import Labels, Target, labels_from_dataset_json, labels_from_values
@@ -118,14 +118,15 @@ def run(arguments: argparse.Namespace) -> int:
         print((output / "summary.json").read_text(encoding="utf-8"), end="")
     elif not arguments.quiet:
         print(format_table(evaluation))
-        print(f"results in {output}", file=sys.stderr)
+        print(f"results in {one_line(output)}", file=sys.stderr)
     for note in evaluation.notes:
-        print(f"nnunet_ext evaluate: note: {note}", file=sys.stderr)
+        print(f"nnunet_ext evaluate: note: {one_line(note)}", file=sys.stderr)
     if evaluation.missing:
-        listed = ", ".join(evaluation.missing)
+        listed = one_line(", ".join(evaluation.missing))
         print(f"nnunet_ext evaluate: counted as empty, no prediction: {listed}", file=sys.stderr)
     for failure in evaluation.failures:
-        print(f"nnunet_ext evaluate: {failure.pair.case} left out: {failure.message}", file=sys.stderr)
+        left_out = one_line(f"{failure.pair.case} left out: {failure.message}")
+        print(f"nnunet_ext evaluate: {left_out}", file=sys.stderr)
     return 1 if evaluation.failures else 0
 
 

@@ -21,7 +21,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, one_line
 from nnunet_ext.evaluation.conventions import CONVENTIONS
 from nnunet_ext.files import write_json, write_text
 
@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     if output.suffix.lower() not in (".html", ".htm"):
-        print(f"nnunet_ext report: -o {output} must end in .html; see nnunet_ext report --help", file=sys.stderr)
+        print(
+            f"nnunet_ext report: -o {one_line(output)} must end in .html; see nnunet_ext report --help", file=sys.stderr
+        )
         return 2
     if arguments.images is not None and not arguments.images.is_dir():
         raise UserError(f"--images {arguments.images} is not a folder; give the folder of the images")
@@ -101,11 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(output.with_suffix(".json"), tables.as_json(data))
     write_text(output, page)
     for warning in data.warnings:
-        print(f"nnunet_ext report: note: {warning}", file=sys.stderr)
+        print(f"nnunet_ext report: note: {one_line(warning)}", file=sys.stderr)
     if problem:
-        print(f"nnunet_ext report: note: pictures are missing: {problem}", file=sys.stderr)
+        print(f"nnunet_ext report: note: pictures are missing: {one_line(problem)}", file=sys.stderr)
     if len(page.encode()) > _MOST_BYTES:
-        print(f"nnunet_ext report: note: {output} has {len(page.encode()) / 1e6:.1f} MB", file=sys.stderr)
+        print(f"nnunet_ext report: note: {one_line(output)} has {len(page.encode()) / 1e6:.1f} MB", file=sys.stderr)
     if not arguments.quiet:
-        print(f"{output} and, beside it, .csv, .md, .tex and .json", file=sys.stderr)
+        print(f"{one_line(output)} and, beside it, .csv, .md, .tex and .json", file=sys.stderr)
     return 0

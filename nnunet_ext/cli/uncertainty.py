@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.cli.numbers import at_least_one
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(_table(summary))
         print(f"results in {output}", file=sys.stderr)
     for case, message in failures.items():
-        print(f"nnunet_ext uncertainty: {case} left out: {message}", file=sys.stderr)
+        print("nnunet_ext uncertainty: " + one_line(f"{case} left out: {message}"), file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Labels stay below this: there is a table over all of them.
+LABEL_LIMIT = 1 << 16
 # Codes of combinations stay below this.
 _LARGEST_CODE = 1 << 62
 
@@ -53,15 +55,17 @@ def vote_patterns(labels: np.ndarray) -> VotePatterns:
     """Find the combinations of votes.
 
     Args:
-        labels: (R, *grid), whole numbers from 0; small types are faster.
+        labels: (R, *grid), whole numbers from 0 to 65535; small types are faster.
 
     Raises:
-        ValueError: no maps, no voxels, negative or fractional labels.
+        ValueError: no maps, no voxels, negative, fractional or larger labels.
     """
     if labels.ndim < 2 or not labels.size:
         raise ValueError(f"labels of shape {labels.shape}; expected (samples, *grid) with at least one voxel")
     if labels.dtype.kind not in "iub" or int(labels.min()) < 0:
         raise ValueError(f"labels of type {labels.dtype}, or negative ones; expected whole numbers from 0")
+    if int(labels.max()) >= LABEL_LIMIT:
+        raise ValueError(f"the label {labels.max()}; expected whole numbers below {LABEL_LIMIT}")
     flat = labels.reshape(len(labels), -1)
     flat = flat.view(np.uint8) if labels.dtype == bool else flat
     first = flat[0]

@@ -14,6 +14,7 @@ from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.images import FILE_ENDINGS, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, Target
 from nnunet_ext.evaluation.metrics import compare_label_maps
+from nnunet_ext.json_object import is_text
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class CaseResult:
         pair: its name and files.
         metrics: {label or region: {metric: value}}, metrics as the convention's `columns`.
         diagonal_mm: length of the image diagonal, the distance charged for a missed structure or a false alarm.
+        spacing_mm: voxel size of the reference, (z, y, x) or (y, x).
+        reference_digest: `LabelMap.digest` of the reference, which tells it from others.
     """
 
     pair: Pair
     metrics: dict[Target, dict[str, float]]
     diagonal_mm: float
+    spacing_mm: tuple[float, ...]
+    reference_digest: str
 
     @property
     def foreground_dice(self) -> float:
@@ -99,7 +104,7 @@ def evaluate_case(
         fold,
     )
     diagonal_mm = float(np.linalg.norm(np.multiply(expected.array.shape, expected.spacing_mm)))
-    return CaseResult(pair, metrics, diagonal_mm)
+    return CaseResult(pair, metrics, diagonal_mm, expected.spacing_mm, expected.digest())
 
 
 def pair_folders(
@@ -124,9 +129,9 @@ def pair_folders(
     Raises:
         UserError: a folder is empty, or the sets of cases differ.
     """
-    references = _label_maps(Path(reference_folder), file_ending)
+    references = label_maps(Path(reference_folder), file_ending)
     # A fold in which every prediction is missing is still a fold.
-    predictions = _label_maps(Path(prediction_folder), file_ending)
+    predictions = label_maps(Path(prediction_folder), file_ending)
     wanted = set(references) if expected_cases is None else set(expected_cases)
     for cases, message in (
         (set(predictions) - wanted, f"in {prediction_folder} have no reference in {reference_folder}; remove them"),
@@ -138,7 +143,7 @@ def pair_folders(
         ),
     ):
         if cases:
-            raise UserError(f"{len(cases)} case(s) ({_few(cases)}) {message}")
+            raise UserError(f"{len(cases)} case(s) ({few(cases)}) {message}")
     return [Pair(case, references[case], predictions.get(case), fold) for case in sorted(wanted)]
 
 
@@ -150,7 +155,16 @@ def split_name(path: Path) -> tuple[str, str]:
     return path.name, ""
 
 
-def _label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
+def label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
+    """{case: file} of a folder.
+
+    Args:
+        folder: of label maps.
+        file_ending: that of dataset.json; other files are then overlooked, unless there is none with it.
+
+    Raises:
+        UserError: the folder is none or holds no label map, a case has two files, or its name is not UTF-8.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder that holds the label maps")
     files = sorted(p for p in folder.iterdir() if split_name(p)[1] and not p.name.startswith(".") and p.is_file())
@@ -158,6 +172,8 @@ def _label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in declared or files:
         case = split_name(path)[0]
+        if not is_text(case):
+            raise UserError(f"{folder} holds {path.name}, whose name is not UTF-8; no table can hold it; rename it")
         if case in found:
             raise UserError(f"{folder} holds case {case} twice ({found[case].name}, {path.name}); keep one")
         found[case] = path
@@ -166,6 +182,7 @@ def _label_maps(folder: Path, file_ending: str | None) -> dict[str, Path]:
     return found
 
 
-def _few(cases: Iterable[str]) -> str:
+def few(cases: Iterable[str]) -> str:
+    """The first three names, for a message."""
     names = sorted(cases)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

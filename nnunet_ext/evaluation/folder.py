@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_ext.errors import UserError
-from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, pair_folders
+from nnunet_ext.errors import UserError, one_line
+from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, label_maps, pair_folders
 from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.labels import (
     Labels,
@@ -22,7 +21,8 @@ from nnunet_ext.evaluation.labels import (
     labels_from_dataset_json,
     labels_from_values,
 )
-from nnunet_ext.files import read_json
+from nnunet_ext.evaluation.splits import find_splits, fold_folders, notes_about_folds, read_splits
+from nnunet_ext.json_object import LARGEST
 from nnunet_ext.workers import in_workers
 
 # Workers need about a second to import what they need; what is done by then was not worth starting them.
@@ -115,8 +115,9 @@ def evaluate_folds(
 ) -> Evaluation:
     """Pool `fold_k/validation` of an nnU-Net result folder: every case once, by the model that never saw it.
 
-    The cases each fold must hold are those of `splits_final.json` beside the reference folder. Without that file the
-    predictions that are there are taken, and a note says so.
+    The folds, and the cases each must hold, are those of nnU-Net's splits_final.json (`find_splits`). A planned fold
+    that is not there is left out with a note. Without that file the predictions that are there are taken, and a note
+    says so.
 
     Args:
         result_folder: e.g. nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres.
@@ -128,21 +129,22 @@ def evaluate_folds(
     """
     folder = Path(result_folder).resolve()
     references = Path(reference_folder) if reference_folder is not None else _gt_segmentations(folder)
-    folds = {int(p.name[5:]): p for p in folder.glob("fold_*") if re.fullmatch(r"fold_\d+", p.name)}
-    finished = {fold: path / "validation" for fold, path in sorted(folds.items()) if (path / "validation").is_dir()}
+    folds = fold_folders(folder)
+    finished = {fold: path / "validation" for fold, path in folds.items() if (path / "validation").is_dir()}
     if not finished:
         raise UserError(f"{folder} has no fold_*/validation folder; give the folder above fold_0, after its training")
-    notes = [f"fold {k} has no validation folder and is left out" for k in sorted(set(folds) - set(finished))]
-    splits_file = references.resolve().parent / "splits_final.json"
-    splits = read_json(splits_file) if splits_file.is_file() else None
+    splits_file = find_splits(folder, references)
+    splits = None if splits_file is None else read_splits(splits_file)
+    notes = notes_about_folds(finished, folds, splits)
     if splits is None:
-        notes.append(f"no {splits_file}: cases without a prediction cannot be noticed")
+        missing = references.resolve().parent / "splits_final.json"
+        notes.append(f"no {missing}: folds and cases without a prediction cannot be noticed")
     labels = _resolve_labels(labels, references, folder)
     pairs: list[Pair] = []
     for fold, validation in finished.items():
-        expected = splits[fold]["val"] if splits is not None and fold < len(splits) else None
-        if expected is None:
-            expected = [p.name[: -len(e)] for e in [labels.file_ending or ".nii.gz"] for p in validation.glob("*" + e)]
+        expected: Iterable[str] = label_maps(validation, labels.file_ending)
+        if splits is not None and fold < len(splits):
+            expected = splits[fold]
         pairs += pair_folders(
             references,
             validation,
@@ -194,7 +196,7 @@ def _evaluate(
 ) -> Evaluation:
     if processes < 1:
         raise UserError(f"{processes} processes cannot work; give 1 or more")
-    if not nsd_tolerance_mm >= 0:
+    if not 0 <= nsd_tolerance_mm <= LARGEST:  # NaN neither
         raise UserError(f"NSD tolerance {nsd_tolerance_mm} mm is no distance; give 0 or more")
     work = functools.partial(_outcome, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm, convention=convention)
     outcomes = list(
@@ -248,4 +250,4 @@ def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float, convention: Co
     except UserError as error:
         return Failure(pair, str(error))
     except Exception as error:  # a strange file must not cost the other cases
-        return Failure(pair, f"{pair.reference} against {pair.prediction}: {type(error).__name__}: {error}")
+        return Failure(pair, one_line(f"{pair.reference} against {pair.prediction}: {type(error).__name__}: {error}"))

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json
+from nnunet_ext.json_object import JsonObject, shown
 
 Target = int | tuple[int, ...]
+# What an int64 label map can hold.
+LARGEST_LABEL = 2**63 - 1
+# The confusion matrix has this many rows: 134 MB.
+_MOST_VALUES = 4096
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,26 @@ def labels_from_values(targets: Iterable[Target], ignore: int | None = None) -> 
     """Labels without a dataset.json: the given targets are also the only values that the maps may hold.
 
     Raises:
-        UserError: no target, 0 or a negative value, a value twice in one region, or a target twice.
+        UserError: no target or more than 4096 values, 0, a negative or a too large value, a value twice in one region,
+            or a target twice.
     """
     chosen = tuple(tuple(int(v) for v in t) if isinstance(t, Sequence) else int(t) for t in targets)
     values = {0} if ignore is None else {0, ignore}
     for target in chosen:
         members = target if isinstance(target, tuple) else (target,)
-        if not members or min(members) <= 0 or len(set(members)) < len(members) or ignore in members:
+        fits = members and 0 < min(members) and max(members) <= LARGEST_LABEL
+        if not fits or len(set(members)) < len(members) or ignore in members:
             raise UserError(
-                f"label {target} cannot be evaluated; expected positive integers other than the ignore label, "
-                "or regions of such without repetition"
+                f"label {target} cannot be evaluated; expected integers from 1 to 2^63 - 1 other than the ignore "
+                "label, or regions of such without repetition"
             )
         values.update(members)
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"labels {list(chosen)} cannot be evaluated; give at least one, and each once")
+    if len(values) > _MOST_VALUES:
+        raise UserError(f"{len(values)} label values cannot be evaluated at once; give at most {_MOST_VALUES}")
+    if ignore is not None and not 0 <= ignore <= LARGEST_LABEL:
+        raise UserError(f"ignore label {ignore} cannot occur in a label map; expected an integer from 0 to 2^63 - 1")
     return Labels(chosen, tuple(str(t) for t in chosen), tuple(sorted(values)), ignore)
 
 
@@ -69,11 +79,12 @@ def labels_from_dataset_json(path: str | os.PathLike[str], only: Iterable[Target
     Raises:
         UserError: the file is no dataset.json, or `only` names values it does not have.
     """
-    content = read_json(path)
-    declared = content.get("labels") if isinstance(content, dict) else None
+    content = JsonObject.read(Path(path), "give nnU-Net's dataset.json")
+    declared = content.content.get("labels")
     if not isinstance(declared, dict) or not declared:
         raise UserError(f"{path} has no 'labels' dictionary; expected nnU-Net's dataset.json")
-    entries = {str(name): _members(path, name, value) for name, value in declared.items()}
+    content.object("labels").names()  # can be written
+    entries = {name: _members(path, name, value) for name, value in declared.items()}
     ignore = declared.get("ignore")
     values = {0} | {v for members in entries.values() for v in members}
     foreground = {name: members for name, members in entries.items() if name != "ignore" and members != (0,)}
@@ -88,7 +99,7 @@ def labels_from_dataset_json(path: str | os.PathLike[str], only: Iterable[Target
         raise UserError(
             f"labels {list(chosen.targets)} are not all in {path}, which has {sorted(values - {0, ignore})}"
         )
-    file_ending = content.get("file_ending")
+    file_ending = content.optional_text("file_ending")
     names = tuple(named.get(target, str(target)) for target in chosen.targets)
     return Labels(chosen.targets, names, tuple(sorted(values)), ignore, file_ending)
 
@@ -110,7 +121,7 @@ def find_dataset_json(
 
 def _members(path: str | os.PathLike[str], name: Any, value: Any) -> tuple[int, ...]:
     members = tuple(value) if isinstance(value, list) else (value,)
-    whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in members)
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= LARGEST_LABEL for v in members)
     if not members or not whole or (name == "ignore" and isinstance(value, list)):
-        raise UserError(f"{path}: label '{name}' is {value!r}; expected a whole number from 0 or a list of such")
+        raise UserError(f"{path}: label '{name}' is {shown(value)}; expected a whole number from 0 or a list of such")
     return members

@@ -22,7 +22,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.conventions import DEFAULT, Convention, apply
 from nnunet_ext.evaluation.conventions import surface_metrics as surface_metrics  # distances in, metrics out
 from nnunet_ext.evaluation.labels import Labels, Target
-from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box, look_up
+from nnunet_ext.evaluation.surface import SurfaceDistances, distances_of_codes, foreground_box, look_up, places_of
 
 METRICS = DEFAULT.columns
 _CHUNK = 1 << 16
@@ -129,14 +129,10 @@ def _disjoint(targets: dict[Target, list[int]]) -> list[list[Target]]:
 
 def _codes(array: np.ndarray, values: Sequence[int], whose: str) -> np.ndarray:
     """Replace every label value by its place in `values` (0 stays 0)."""
-    limit = values[-1]
     smallest, largest = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    unknown = smallest if smallest < 0 else largest if largest > limit else None
+    unknown = smallest if smallest < 0 else largest if largest > values[-1] else None
     if unknown is None:
-        # One code beyond the last stands for unknown values.
-        table: np.ndarray = np.full(limit + 1, len(values), dtype=np.uint8 if len(values) < 256 else np.uint16)
-        table[list(values)] = np.arange(len(values))
-        codes = look_up(table, array)
+        codes = places_of(values, array)
         if not array.size or int(codes.max()) < len(values):
             return codes
         unknown = int(array[codes == len(values)][0])

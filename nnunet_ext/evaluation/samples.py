@@ -24,7 +24,7 @@ from nnunet_ext.diffusion.uncertainty import (
     pairwise_dice,
     vote_confidence,
 )
-from nnunet_ext.diffusion.votes import vote_patterns
+from nnunet_ext.diffusion.votes import LABEL_LIMIT, vote_patterns
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import split_name
 from nnunet_ext.evaluation.images import LabelMap, check_same_grid, read_label_map
@@ -187,6 +187,8 @@ def measure_files(
     for path, array in [(files[0].parent, samples), *zip(references, truths, strict=True)]:
         if array.min() < 0:
             raise UserError(f"{path} holds the value {array.min()}; expected whole numbers from 0")
+        if array.max() >= LABEL_LIMIT:
+            raise UserError(f"{path} holds the value {array.max()}; expected labels below {LABEL_LIMIT}")
         # Patterns know every label that occurs, without a table over all voxels of all samples.
         values = set(np.unique(vote_patterns(array if array is samples else array[None]).votes).tolist())
         if labels is not None and not values <= set(labels.values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext import __version__
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, one_line
 from nnunet_ext.evaluation.cases import CaseResult
 from nnunet_ext.evaluation.conventions import Convention
 from nnunet_ext.evaluation.folder import Evaluation
 from nnunet_ext.evaluation.labels import Target
 from nnunet_ext.files import write_json, write_text
+from nnunet_ext.json_object import JsonObject
 
 PER_LABEL_COLUMNS = (
     "label", "name", "metric", "n_cases", "n_both_empty", "missed", "false_alarms",
@@ -85,8 +85,8 @@ def check_output_folder(folder: str | os.PathLike[str]) -> None:
     existing = folder / "summary.json"
     if existing.is_file():
         try:
-            ours = "written_by" in json.loads(existing.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
+            ours = "written_by" in JsonObject.read(existing).object("settings").content
+        except UserError:
             ours = False
         if not ours:
             raise UserError(f"{existing} is not from nnunet_ext evaluate and is kept; choose another folder with -o")
@@ -108,7 +108,7 @@ def format_table(evaluation: Evaluation) -> str:
     rows = [["label", "name", "cases", "missed", "false alarms", *(title for title, _ in shown.values())]]
     for target, name in zip(evaluation.labels.targets, evaluation.labels.names, strict=True):
         tally = counts(evaluation, target)
-        cells = [str(target), name, str(tally["n_cases"] - tally["n_both_empty"])]
+        cells = [str(target), one_line(name), str(tally["n_cases"] - tally["n_both_empty"])]
         cells += [str(tally["missed"]), str(tally["false_alarms"])]
         for metric, (_, digits) in shown.items():
             values = finite(evaluation, target, metric)
@@ -179,6 +179,8 @@ def _case_entry(result: CaseResult) -> dict[str, Any]:
         "reference_file": str(result.pair.reference),
         "prediction_file": None if result.pair.prediction is None else str(result.pair.prediction),
         "image_diagonal_mm": result.diagonal_mm,
+        "spacing_mm": list(result.spacing_mm),
+        "reference_digest": result.reference_digest,
         "status": {str(target): result.status(target) for target in result.metrics},
         "metrics": _with_keys(result.metrics),
     }

@@ -25,6 +25,8 @@ from scipy.spatial import cKDTree
 _CHUNK = 1 << 16
 # Border points looked up together; they lie close to each other, so their neighbourhoods stay in the cache too.
 _POINTS = 1 << 15
+# A label map may hold one voxel of 2147483650: values beyond this are searched for, not looked up.
+_LARGEST_TABLE = 1 << 16
 # How many neighbours are looked up before the k-d tree takes over: about three voxels around, isotropic.
 _WINDOW = 122
 
@@ -71,10 +73,10 @@ def surface_distances(
     if any(label <= 0 for label in labels):
         raise ValueError(f"labels must be positive (0 is the background, which has no surface), got {tuple(labels)}")
     box = foreground_box(reference, prediction)
-    beyond = max(labels, default=0) + 1
-    code_of: np.ndarray = np.zeros(beyond + 1, dtype=np.uint8 if len(labels) < 256 else np.uint16)
-    code_of[list(labels)] = np.arange(1, len(labels) + 1)
-    codes = [look_up(code_of, m[box]) for m in (reference, prediction)]
+    ascending = sorted(labels)
+    code_of: np.ndarray = np.zeros(len(labels) + 1, dtype=np.uint8 if len(labels) < 256 else np.uint16)
+    code_of[[ascending.index(label) for label in labels]] = np.arange(1, len(labels) + 1)
+    codes = [look_up(code_of, places_of(ascending, m[box])) for m in (reference, prediction)]
     found = distances_of_codes(codes[0], codes[1], spacing_mm, len(labels))
     return dict(zip(labels, found, strict=True))
 
@@ -112,6 +114,40 @@ def foreground_box(*maps: np.ndarray) -> tuple[slice, ...]:
         used = np.flatnonzero(line)
         box.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0))
     return tuple(box)
+
+
+def places_of(values: Sequence[int], array: np.ndarray) -> np.ndarray:
+    """The place of every label in `values`; `len(values)` where it is not among them.
+
+    Args:
+        values: ascending, at least 0, at most 2^63 - 1.
+        array: of integers.
+
+    Returns:
+        uint8 (uint16 beyond 255 values), same shape; `array` itself where that is the same.
+    """
+    kind = np.uint8 if len(values) < 256 else np.uint16
+    if not len(values) or not array.size:
+        return np.zeros(array.shape, dtype=kind)
+    smallest, limit = int(array.min()), values[-1]
+    if limit <= _LARGEST_TABLE and smallest >= 0:
+        # One entry beyond the last, to which larger values are clipped.
+        table: np.ndarray = np.full(limit + 2, len(values), dtype=kind)
+        table[list(values)] = np.arange(len(values))
+        return look_up(table, array)
+    ascending = np.array(values, dtype=np.int64)
+    flat = array.reshape(-1)
+    result: np.ndarray = np.empty(flat.size, dtype=kind)
+    for start in range(0, flat.size, _CHUNK):
+        stop = min(start + _CHUNK, flat.size)
+        own = flat[start:stop]
+        known: np.ndarray | bool = True
+        if own.dtype == np.uint64:  # may hold what int64 cannot
+            known = own <= limit
+            own = np.where(known, own, 0).astype(np.int64)
+        place = np.searchsorted(ascending, own).clip(max=len(values) - 1)
+        result[start:stop] = np.where(known & (ascending[place] == own), place, len(values))
+    return result.reshape(array.shape)
 
 
 def look_up(table: np.ndarray, array: np.ndarray) -> np.ndarray:

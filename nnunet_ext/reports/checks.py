@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.reports.runs import Case, Run
+from nnunet_ext.evaluation.cases import few
+from nnunet_ext.evaluation.images import GEOMETRY_TOLERANCE_MM
+from nnunet_ext.reports.evaluation_file import Case
+from nnunet_ext.reports.runs import Run
 
 # Settings of a schedule that readers expect to be equal; the network decides about the rest.
 _SCHEDULE = ("epochs", "iterations", "batch_size", "patch_size", "precision")
@@ -31,6 +34,7 @@ def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[s
             ("labels", first.labels, run.labels),
             ("convention", first.settings.get("convention", "default"), run.settings.get("convention", "default")),
             ("NSD tolerance", first.settings["nsd_tolerance_mm"], run.settings["nsd_tolerance_mm"]),
+            ("metrics", _metrics(first), _metrics(run)),
             ("ignore label", first.settings["ignore_label"], run.settings["ignore_label"]),
         ):
             if ours != theirs:
@@ -41,7 +45,7 @@ def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[s
     every = {case for run in runs for case in run.cases}
     common = [case for case in sorted(every) if all(case in run.cases for run in runs)]
     absent = {run.name: sorted(every - set(run.cases)) for run in runs if every - set(run.cases)}
-    lists = "; ".join(f"{name} lacks {len(cases)} ({_few(cases)})" for name, cases in absent.items())
+    lists = "; ".join(f"{name} lacks {len(cases)} ({few(cases)})" for name, cases in absent.items())
     if absent and not common_cases:
         raise UserError(
             f"the runs have different cases: {lists}; finish or evaluate them, or pass --common-cases to compare the "
@@ -51,11 +55,10 @@ def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[s
         raise UserError(f"the runs have no case in common: {lists}; compare runs of one data set")
     for run in runs[1:]:
         for case in common:
-            ours, theirs = _reference_voxels(first.cases[case]), _reference_voxels(run.cases[case])
-            if ours != theirs:
+            if difference := _reference_difference(first.cases[case], run.cases[case]):
                 raise UserError(
                     f"{run.name} and {first.name} were evaluated against different references: case {case} has "
-                    f"{theirs} and {ours} reference voxels per label; evaluate both against the same folder"
+                    f"{difference}; evaluate both against the same folder"
                 )
     warnings = [f"Only the {len(common)} cases that all runs have are compared: {lists}."] if absent else []
     return common, warnings
@@ -67,10 +70,10 @@ def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> lis
     for run in runs:
         if run.missing:
             found.append(f"{run.name}: {len(run.missing)} case(s) without a prediction count as empty predictions "
-                         f"({_few(run.missing)}).")  # fmt: skip
+                         f"({few(run.missing)}).")  # fmt: skip
         if run.failed:
             found.append(f"{run.name}: {len(run.failed)} case(s) could not be evaluated and are left out "
-                         f"({_few(run.failed)}).")  # fmt: skip
+                         f"({few(run.failed)}).")  # fmt: skip
         if run.outdated:
             found.append(f"{run.name}: a prediction is newer than the evaluation; run nnunet_ext evaluate again.")
         found += [f"{run.name}: {note}." for note in run.notes]
@@ -82,13 +85,19 @@ def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> lis
         if moved:
             found.append(
                 f"Folds differ: {len(moved)} of {len(cases)} cases are in another fold of {run.name} than of "
-                f"{first.name} ({_few(moved)}), so the two did not learn from the same cases."
+                f"{first.name} ({few(moved)}), so the two did not learn from the same cases."
             )
     found += _differences(runs, "Schedules differ", _SCHEDULE, lambda record: record.get("settings", {}))
     found += _differences(runs, "Software differs", ("nnunetv2", "torch"), lambda record: record.get("software", {}))
     found += _differences(
         runs, "Hardware differs, times are not comparable", ("processor", "gpu"), lambda r: r.get("hardware", {})
     )
+    undigested = [run.name for run in runs if any(run.cases[case].reference_digest is None for case in cases)]
+    if undigested and len(runs) > 1:
+        found.append(
+            f"Whether {', '.join(undigested)} had the same references as the others is known by their voxels per label "
+            "alone: evaluated before references were told apart by content; run nnunet_ext evaluate again to be sure."
+        )
     silent = [run.name for run in runs if run.folds and not run.records]
     if silent and len(runs) > 1:
         found.append(f"The schedule of {', '.join(silent)} is unknown: no run.json, which only this package's trainers "
@@ -136,13 +145,26 @@ def _differences(
     return [f"{title}: {'; '.join(parts)}."] if parts else []
 
 
-def _reference_voxels(case: Case) -> list[int]:
-    return [int(values["n_ref"]) for values in case.metrics.values()]
+def _reference_difference(ours: Case, theirs: Case) -> str | None:
+    """How the references of one case differ; evaluations without a digest are compared by their voxels per label."""
+    counts = [[int(values["n_ref"]) for values in case.metrics.values()] for case in (theirs, ours)]
+    if counts[0] != counts[1]:
+        return f"{counts[0]} and {counts[1]} reference voxels per label"
+    spacings = theirs.spacing_mm, ours.spacing_mm
+    if spacings[0] and spacings[1] and not _close(spacings[0], spacings[1]):
+        return f"voxels of {_plain(spacings[0])} and {_plain(spacings[1])} mm"
+    if theirs.reference_digest and ours.reference_digest and theirs.reference_digest != ours.reference_digest:
+        return "as many reference voxels per label, but in other places"
+    return None
+
+
+def _metrics(run: Run) -> list[str]:
+    return sorted(next(iter(next(iter(run.cases.values())).metrics.values())))
+
+
+def _close(a: Sequence[float], b: Sequence[float]) -> bool:
+    return len(a) == len(b) and all(abs(x - y) <= GEOMETRY_TOLERANCE_MM for x, y in zip(a, b, strict=True))
 
 
 def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _few(cases: Sequence[str]) -> str:
-    return ", ".join(cases[:3]) + (", ..." if len(cases) > 3 else "")
+    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -23,7 +23,8 @@ from nnunet_ext.evaluation.compare import (
     paired,
 )
 from nnunet_ext.reports.checks import refuse_incomparable, warnings_about
-from nnunet_ext.reports.runs import Case, Run
+from nnunet_ext.reports.evaluation_file import Case
+from nnunet_ext.reports.runs import Run
 
 MEAN = "mean"
 # A difference is called real below this corrected p-value.
@@ -55,7 +56,7 @@ class Row:
     absent: int
     """Cases in which neither map has the structure."""
     best: bool
-    """Better than every other method, and every pairwise test says so."""
+    """Better than every other method in the mean, and every pairwise test says so, pointing the same way."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,10 @@ def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[Pair]) ->
 
 
 def _beats(method: str, pair: Pair) -> bool:
+    """Better in the mean and by the test: a two-sided p does not say for whom, and the mean may point the other way."""
     gain = pair.result.difference if pair.metric.higher_is_better else -pair.result.difference
-    return pair.p_holm < ALPHA and (gain if method == pair.new else -gain) > 0
+    side = 1 if method == pair.new else -1
+    return pair.p_holm < ALPHA and side * gain > 0 and side * pair.result.rank_biserial > 0
 
 
 def _pairs(data: Comparison) -> tuple[Pair, ...]:

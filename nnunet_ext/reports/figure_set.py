@@ -7,6 +7,7 @@ from html import escape
 
 import numpy as np
 
+from nnunet_ext.json_object import LARGEST
 from nnunet_ext.reports.comparison import MEAN, Comparison
 from nnunet_ext.reports.plots import MOST_DOTS, bar_plot, box_plot, curve_plot, difference_plot, volume_plot
 from nnunet_ext.reports.resources import COLUMNS, resources_of
@@ -83,7 +84,10 @@ def curve_plots(data: Comparison) -> str:
     for name, title in _CURVES.items():
         curves = []
         for i, run in enumerate(data.runs):
-            folds = [fold.log.curves[name] for fold in run.folds if fold.log and fold.log.curves[name]]
+            logged = [fold.log.curves[name] for fold in run.folds if fold.log]
+            # A diverged training logs nan.
+            folds = [{epoch: v for epoch, v in curve.items() if abs(v) <= LARGEST} for curve in logged]
+            folds = [curve for curve in folds if curve]
             if folds:
                 curves.append((i % COLOUR_COUNT, folds))
         if curves:

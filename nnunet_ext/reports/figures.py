@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.images import quiet_libraries
 from nnunet_ext.files import atomic_path
 
 # Okabe and Ito's colours, told apart by people with any kind of colour vision; black and grey vanish on a scan.
@@ -201,7 +202,8 @@ def _millimetres(value: float) -> str:
 
 def _read_lps(path: str | os.PathLike[str]) -> sitk.Image:
     try:
-        image = sitk.ReadImage(os.fspath(path))
+        with quiet_libraries():
+            image = sitk.ReadImage(os.fspath(path))
     except RuntimeError:
         raise UserError(f"cannot read {path}; expected an image that SimpleITK can open") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:

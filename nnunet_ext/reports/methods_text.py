@@ -89,7 +89,8 @@ def _evaluation(data: Comparison, run: Run) -> str:
     name = run.settings.get("convention", "default")
     parts = [f"Dice, and {rules['HD95']} (HD95)" if "HD95" in rules else "Dice"]
     if any(metric.key == "NSD" for metric in data.metrics):
-        parts.append(f"normalised surface distance (NSD) at {run.settings['nsd_tolerance_mm']:g} mm, {rules['NSD']}")
+        parts.append(f"normalised surface distance (NSD) at {run.settings['nsd_tolerance_mm']:g} mm"
+                     + (f", {rules['NSD']}" if "NSD" in rules else ""))  # fmt: skip
     rule = f" by the convention {name} ({rules.get('source')})" if name != "default" else ""
     charge = ""
     if any(metric.key == "HD95" for metric in data.metrics) and "infinite" in str(rules.get("one_empty")):

@@ -18,6 +18,7 @@ from PIL import Image
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import FILE_ENDINGS
 from nnunet_ext.reports.comparison import MEAN, Comparison
+from nnunet_ext.reports.evaluation_file import Case
 from nnunet_ext.reports.figures import (
     COLOURS,
     PLANES,
@@ -27,7 +28,7 @@ from nnunet_ext.reports.figures import (
     read_case,
     worst_median_best,
 )
-from nnunet_ext.reports.runs import Case, Run
+from nnunet_ext.reports.runs import Run
 
 # Pixels along the longer side of a slice; more only make the file larger.
 _MOST_PIXELS = 320

@@ -92,7 +92,8 @@ def _main_table(data: Comparison) -> str:
             )
     units = "patients (mean over each one's cases)" if data.patient_of else "cases"
     several = (
-        f"★ and green: better than every other method, in every pairwise test (p &lt; {ALPHA:g} after Holm). "
+        f"★ and green: better than every other method in the mean, and by every pairwise test (p &lt; {ALPHA:g} after "
+        "Holm, pointing the same way). "
         if len(data.runs) > 1
         else ""
     )
@@ -129,19 +130,24 @@ def _pair_table(data: Comparison) -> str:
             f'<td class="text wrap">{_method(data, pair.new)} − {_method(data, pair.old)}</td>'
             f'<td data-v="{own.difference}">{tables.number(own.difference, pair.metric, signed=True)}'
             f"<small>{tables.interval(own.low, own.high, pair.metric, signed=True)}</small></td>"
-            f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}</td>'
+            f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}<small>{_effect(own.rank_biserial)}</small></td>'
             f'<td data-v="{own.p_not_better}">{tables.p_value(own.p_not_better)}</td>'
             f'<td data-v="{own.wins}">{own.wins} / {own.ties} / {own.losses}</td></tr>'
         )
     titles = ["metric", "label", "pair", "difference", "p (Wilcoxon, Holm)", "P(not better)", "wins / ties / losses"]
     return (
         "<p>Paired by case: mean difference with its 95 % bootstrap interval; two-sided Wilcoxon signed-rank test, "
-        "corrected after Holm over all rows of a metric; probability that the first method is in truth not better than "
-        "the second; how many units it wins. Where one method rightly finds nothing and another raises a false alarm, "
-        "the first has the best possible value.</p>"
+        "corrected after Holm over all rows of a metric, and below it the test's effect r, positive where its ranks "
+        "are for the first method; probability that the first method is in truth not better than the second; how many "
+        "units it wins. Where one method rightly finds nothing and another raises a false alarm, the first has the "
+        "best possible value.</p>"
         f'<div class="scroll tall"><table class="sortable" id="pairs">{_head(titles, text=3)}'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _effect(rank_biserial: float) -> str:
+    return "" if math.isnan(rank_biserial) else f"r {rank_biserial:+.2f}".replace("-", "−")
 
 
 def _rank_tables(data: Comparison) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import glob
-import math
-import re
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,11 @@ from typing import Any
 from nnunet_ext.discovery.table import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
-from nnunet_ext.files import read_json
-from nnunet_ext.reports.training_log import TrainingLog, read_training_log
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case of one method; values are keyed by label as in summary.json.
-
-    Attributes:
-        fold: number of the fold, None without folds.
-        status: `both`, `missed`, `false_alarm` or `both_empty` per label.
-        metrics: {label: {metric: value}}; NaN is undefined, infinite a distance to nothing.
-        reference, prediction: files; the prediction is None when it was missing.
-    """
-
-    name: str
-    fold: int | None
-    status: dict[str, str]
-    metrics: dict[str, dict[str, float]]
-    diagonal_mm: float
-    reference: Path
-    prediction: Path | None
+from nnunet_ext.evaluation.cases import few, split_name
+from nnunet_ext.evaluation.splits import find_splits, fold_folders, notes_about_folds, read_splits
+from nnunet_ext.reports.evaluation_file import Case, StoredEvaluation, read_evaluation
+from nnunet_ext.reports.training_records import read_plans, read_run_record
+from nnunet_ext.training_log import TrainingLog, read_training_log
 
 
 @dataclass(frozen=True)
@@ -160,68 +142,60 @@ def _evaluate(
 
 
 def _load(name: str, folder: Path, file: Path) -> Run:
-    summary = read_json(file)
-    try:
-        cases = {entry["case"]: _case(entry, folder) for entry in summary["metric_per_case"]}
-        if len(cases) < len(summary["metric_per_case"]):
-            raise UserError(f"{file} holds a case twice; evaluate again")
-        run = Run(
-            name=name,
-            folder=folder,
-            labels=dict(summary["names"]),
-            cases=cases,
-            settings=dict(summary["settings"]),
-            folds=tuple(_folds(folder)),
-            plans=read_json(folder / "plans.json") if (folder / "plans.json").is_file() else {},
-            notes=tuple(summary["notes"]),
-            failed=tuple(entry["case"] for entry in summary["failed"]),
-            missing=tuple(summary["missing_predictions"]),
-            outdated=any(
-                case.prediction is not None and case.prediction.stat().st_mtime > file.stat().st_mtime + 1
-                for case in cases.values()
-                if case.prediction is not None and case.prediction.is_file()
-            ),
-        )
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is not from nnunet_ext evaluate; run nnunet_ext evaluate for {folder} again") from None
-    if not cases:
-        raise UserError(f"{file} holds no case; evaluate again")
-    return run
-
-
-def _case(entry: dict[str, Any], folder: Path) -> Case:
-    metrics = {
-        key: {metric: _number(metric, value, entry["status"][key]) for metric, value in values.items()}
-        for key, values in entry["metrics"].items()
-    }
-    prediction = Path(entry["prediction_file"]) if entry["prediction_file"] else None
-    if prediction is not None:
-        # A result folder may have been moved since it was evaluated.
-        moved = folder.joinpath(*prediction.parts[-3:] if entry["fold"] is not None else prediction.parts[-1:])
-        prediction = moved if moved.is_file() else prediction
-    return Case(
-        name=entry["case"],
-        fold=entry["fold"],
-        status=dict(entry["status"]),
-        metrics=metrics,
-        diagonal_mm=float(entry["image_diagonal_mm"]),
-        reference=Path(entry["reference_file"]),
-        prediction=prediction,
+    stored = read_evaluation(file, folder)
+    cases = stored.cases
+    return Run(
+        name=name,
+        folder=folder,
+        labels=stored.labels,
+        cases=cases,
+        settings=stored.settings,
+        folds=tuple(_folds(folder)),
+        plans=read_plans(folder / "plans.json"),
+        # The folds may be others than when they were evaluated, or were evaluated before such notes were made.
+        notes=tuple(dict.fromkeys([*stored.notes, *_notes_about_folds(folder, cases), *_unevaluated(folder, stored)])),
+        failed=stored.failed,
+        missing=stored.missing,
+        outdated=any(_modified(case.prediction) > file.stat().st_mtime + 1 for case in cases.values()),
     )
 
 
-def _number(metric: str, value: float | None, status: str) -> float:
-    """JSON knows neither NaN nor infinity; the status says which a null was."""
-    if value is not None:
-        return float(value)
-    return math.inf if metric in ("HD95", "ASSD") and status in ("missed", "false_alarm") else math.nan
+def _modified(prediction: Path | None) -> float:
+    """Time of its last change; 0 when it is not there."""
+    return os.path.getmtime(prediction) if prediction is not None and os.path.isfile(prediction) else 0.0
+
+
+def _notes_about_folds(folder: Path, cases: Mapping[str, Case]) -> list[str]:
+    folds = fold_folders(folder)
+    if not folds:
+        return []
+    evaluated = {case.fold for case in cases.values() if case.fold is not None}
+    file = find_splits(folder, next(iter(cases.values())).reference.parent)
+    splits = None if file is None else read_splits(file)
+    finished = {fold for fold, path in folds.items() if (path / "validation").is_dir()}
+    return notes_about_folds(evaluated | finished, evaluated | set(folds), splits)
+
+
+def _unevaluated(folder: Path, stored: StoredEvaluation) -> list[str]:
+    """A note about predictions that came after the evaluation, such as those of a fold that finished later."""
+    known = {*stored.cases, *stored.failed}
+    endings = {split_name(case.prediction)[1] for case in stored.cases.values() if case.prediction is not None}
+    places = {f" of fold {k}": path / "validation" for k, path in fold_folders(folder).items()} or {"": folder}
+    found: dict[str, list[str]] = {}
+    for where, place in places.items():
+        files = place.iterdir() if place.is_dir() else ()
+        names = [split_name(file) for file in files if not file.name.startswith(".")]
+        found[where] = sorted(case for case, ending in names if ending and ending in endings and case not in known)
+    return [
+        f"{len(cases)} prediction(s){where} are not in the evaluation ({few(cases)}); run nnunet_ext evaluate again"
+        for where, cases in found.items()
+        if cases
+    ]
 
 
 def _folds(folder: Path) -> Iterator[Fold]:
-    found = {int(p.name[5:]): p for p in folder.glob("fold_*") if re.fullmatch(r"fold_\d+", p.name)}
-    for number, path in sorted(found.items()):
-        record = read_json(path / "run.json") if (path / "run.json").is_file() else None
-        yield Fold(number, record, read_training_log(path))
+    for number, path in fold_folders(folder).items():
+        yield Fold(number, read_run_record(path / "run.json"), read_training_log(path))
 
 
 def _names(found: list[tuple[str | None, Path]]) -> list[str]:

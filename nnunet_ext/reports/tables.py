@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nnunet_ext import __version__
+from nnunet_ext.errors import one_line
 from nnunet_ext.evaluation.compare import LEVEL, RESAMPLES, SEED
 from nnunet_ext.reports.comparison import Comparison, Metric, Row
 from nnunet_ext.reports.resources import resources_of
@@ -143,11 +144,11 @@ def _cells(row: Row) -> Sequence[str]:
 
 
 def _markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")
 
 
 def _latex(text: str) -> str:
-    text = text.replace("\\", "\\textbackslash ")
+    text = one_line(text).replace("\\", "\\textbackslash ")
     for mark in "&%$#_{}":
         text = text.replace(mark, "\\" + mark)
     return (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json
+from nnunet_ext.training_log import read_training_log
 
-# "2026-01-31 12:00:00.123456: Epoch 3"
-_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?: (.*)$")
 _EMA = 0.9  # nnU-Net's weight of the past in its moving average of the pseudo Dice
 _RECENT = 20  # epochs whose mean time foretells the rest
 
@@ -22,7 +20,7 @@ class Progress:
     Attributes:
         epochs: finished.
         total: planned; None before the first start.
-        dice: pseudo Dice per finished epoch, mean of the foreground.
+        dice: pseudo Dice per finished epoch in which it is defined, mean of the foreground.
         losses: training loss per finished epoch.
         seconds_per_epoch: mean of the latest epochs; None before the first.
         trained: checkpoint_final is there.
@@ -60,29 +58,13 @@ def read_progress(folder: Path) -> Progress:
 
     Args:
         folder: nnU-Net's fold_k; may be missing.
+
+    Raises:
+        UserError: a training log cannot be read.
     """
-    dice: dict[int, float] = {}
-    losses: dict[int, float] = {}
-    seconds: dict[int, float] = {}
-    for log in sorted(folder.glob("training_log_*.txt"), key=_started):
-        epoch = -1
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            match = _LINE.match(line)
-            text = match[1].strip() if match else ""
-            if found := re.fullmatch(r"Epoch (\d+)", text):
-                epoch = int(found[1])
-                for values in (dice, losses, seconds):
-                    for later in [key for key in values if key >= epoch]:
-                        del values[later]
-            elif text.startswith("train_loss "):
-                losses[epoch] = float(text.split()[1])
-            elif text.startswith("Pseudo dice "):
-                # Without the type names, as in np.float32(0.5), whose digits are no values.
-                numbers = re.findall(r"nan|\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"np\.float\d+", "", text))
-                known = [float(number) for number in numbers if number != "nan"]
-                dice[epoch] = sum(known) / len(known) if known else float("nan")
-            elif found := re.match(r"Epoch time: ([\d.]+) s", text):
-                seconds[epoch] = float(found[1])
+    log = read_training_log(folder)
+    curves = log.curves if log is not None else {}
+    dice, losses, seconds = (curves.get(name, {}) for name in ("pseudo_dice", "train_loss", "seconds"))
     recent = [seconds[epoch] for epoch in sorted(seconds)[-_RECENT:]]
     return Progress(
         epochs=len(seconds),
@@ -117,14 +99,9 @@ def duration(seconds: float) -> str:
     return f"{days}-{hours:02d}:{minutes:02d}" if days else f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _started(log: Path) -> tuple[int, ...]:
-    """Numbers in a log's name, training_log_2026_1_31_12_00_00.txt: they are not padded, so text does not sort them."""
-    return tuple(int(number) for number in re.findall(r"\d+", log.name))
-
-
 def _planned(folder: Path) -> int | None:
     """Epochs from the debug.json nnU-Net writes when training starts."""
     try:
         return int(read_json(folder / "debug.json")["num_epochs"])
-    except (UserError, KeyError, ValueError):  # not there yet, or being written
+    except (UserError, KeyError, TypeError, ValueError, OverflowError):  # not there yet, or being written
         return None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nnunet_ext.evaluation import compare
 from nnunet_ext.evaluation.compare import (
     bootstrap_interval,
     bootstrap_ranks,
@@ -109,3 +110,27 @@ def test_missed_structures_must_be_decided_on_first(bad):
 def test_unpaired_values_are_refused():
     with pytest.raises(ValueError, match="same units"):
         paired([1.0], [1.0, 2.0])
+
+
+def test_the_test_says_for_whom_it_is_even_where_the_mean_points_the_other_way():
+    # 20 large wins, 80 small losses: the mean is for the new method, the signed ranks are against it.
+    gain = np.concatenate([np.full(20, 0.26), np.full(80, -0.04)]) + np.linspace(0, 1e-4, 100)
+    found = paired(gain, np.zeros(100))
+    assert found.difference > 0 and found.p_value < 0.05 and (found.wins, found.losses) == (20, 80)
+    plus = stats.wilcoxon(gain, zero_method="zsplit", alternative="greater").statistic  # the sum of the positive ranks
+    assert found.rank_biserial == pytest.approx(2 * plus / 5050 - 1) and found.rank_biserial < 0
+    assert paired(-gain, np.zeros(100), higher_is_better=False).rank_biserial == found.rank_biserial
+    assert paired(OLD, OLD).rank_biserial == 0 and paired(OLD + 0.1, OLD).rank_biserial == 1
+
+
+@pytest.mark.parametrize("kept", [10**9, 60 * 2500, 0], ids=["weights kept", "counts kept", "nothing kept"])
+def test_kept_resamples_give_the_numbers_of_fresh_ones(monkeypatch, kept):
+    monkeypatch.setattr(compare, "_KEPT", kept)
+    values = np.stack([OLD, NEW])
+    generator = np.random.default_rng(3)
+    drawn = np.concatenate([generator.integers(0, 60, (count, 60)) for count in (1000, 1000, 500)])
+    weights = np.stack([np.bincount(row, minlength=60) for row in drawn]) / 60
+    plain = np.concatenate([values @ weights[start : start + 1000].T for start in (0, 1000, 2000)], axis=1)
+    for _ in range(2):
+        np.testing.assert_array_equal(compare._resampled_means(values, 2500, 3), plain)
+    np.testing.assert_allclose(plain, values[:, drawn].mean(axis=2), rtol=1e-12)

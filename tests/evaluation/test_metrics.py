@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import METRICS, compare_label_maps, labels_from_dataset_json, labels_from_values
+from nnunet_ext.evaluation.surface import surface_distances, surface_distances_plain
 from nnunet_ext.files import write_json
 
 SPACING = (2.0, 1.0, 0.5)
@@ -163,3 +166,30 @@ def test_selected_labels_must_be_in_dataset_json(tmp_path):
     assert (chosen.targets, chosen.names, chosen.values) == ((2, (1, 2)), ("b", "(1, 2)"), (0, 1, 2))
     with pytest.raises(UserError, match="not all in"):
         labels_from_dataset_json(path, only=[4])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint32, np.uint64])
+def test_a_large_label_needs_no_large_table(kind):
+    small, large = np.random.default_rng(0).integers(0, 4, (2, 9, 10, 11)), 2**31 - 1
+    values = np.array([0, 1, 2, large], dtype=kind)
+    tracemalloc.start()
+    found = compare_label_maps(*values[small], (1, 1, 1), labels_from_values([1, 2, large, (1, large)]))
+    with pytest.raises(UserError, match="holds the value 2147483650; expected only 0-2, 2147483647"):
+        compare_label_maps(*np.where(small == 3, kind(2**31 + 2), small.astype(kind)), (1, 1, 1),
+                           labels_from_values([1, 2, large]))  # fmt: skip
+    with pytest.raises(UserError, match="holds the value 3; expected only 0-2, 2147483647"):
+        compare_label_maps(*small.astype(kind), (1, 1, 1), labels_from_values([1, 2, large]))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    plain = compare_label_maps(*small, (1, 1, 1), labels_from_values([1, 2, 3, (1, 3)]))
+    assert list(found.values()) == list(plain.values())
+    distances = surface_distances(*values[small], (1, 1, 1), [large, 1])
+    expected = surface_distances_plain(*small, (1, 1, 1), [3, 1])
+    for ours, theirs in ((large, 3), (1, 1)):
+        np.testing.assert_allclose(distances[ours].reference_to_prediction, expected[theirs].reference_to_prediction)
+
+
+def test_labels_that_no_map_can_hold_are_refused():
+    for values in ([2**63], range(1, 5000)):
+        with pytest.raises(UserError, match="cannot be evaluated"):
+            labels_from_values(values)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from toy_label_maps import case, save
 
-from nnunet_ext.evaluation.samples import measure
+from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.samples import measure, measure_files
 
 SAMPLES = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=np.uint8)
 REFERENCE = np.array([1, 1, 1, 0], dtype=np.uint8)
@@ -38,3 +42,17 @@ def test_ignored_voxels_count_nowhere():
     assert found.scores == kept.scores and found.labels == kept.labels
     assert (found.entropy, found.variance) == (kept.entropy, kept.variance)
     assert found.maps.entropy.shape == (4,)  # the maps cover the image all the same
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64, np.int64])
+def test_one_voxel_of_a_large_value_is_refused_not_tabled(tmp_path, kind):
+    for index in range(2):
+        save(tmp_path / f"sample_0{index}.nii.gz", case(0))
+    odd = case(0).astype(kind)
+    odd[0, 0, 0] = 2**31 + 2
+    save(tmp_path / "sample_02.nii.gz", odd)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="holds the value 2147483650; expected labels below 65536"):
+        measure_files(sorted(tmp_path.glob("sample_*")))
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

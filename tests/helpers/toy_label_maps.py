@@ -14,7 +14,7 @@ LABELS = {"background": 0, "liver": 1, "tumour": 2}
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
     """Write (z, y, x) as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array.T, affine)
+    image = nibabel.Nifti1Image(array.T, affine, dtype=array.dtype)
     image.set_qform(affine, 1)
     nibabel.save(image, path)
 

@@ -19,7 +19,7 @@ from nnunet_ext.files import write_json
 from nnunet_ext.reports.comparison import compare_runs
 from nnunet_ext.reports.methods_text import methods_paragraph
 from nnunet_ext.reports.runs import load_runs
-from nnunet_ext.reports.training_log import read_training_log
+from nnunet_ext.training_log import read_training_log
 
 TUMOUR = "tumour <small>"
 

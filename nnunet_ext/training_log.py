@@ -1,7 +1,7 @@
 """What nnU-Net's training_log_*.txt of one fold says: curves, epoch times and seconds per predicted case.
 
 Read from the text, because it is there for every trainer, nnU-Net's own included, and because a checkpoint would have
-to be unpickled for the same numbers.
+to be unpickled for the same numbers. Reports and the status of batch jobs read it here, so that they agree.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): (.*?)\s*$")
-_EPOCH = re.compile(r"^Epoch (\d+)$")
+from nnunet_ext.errors import UserError
+
+_STAMP = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?): (.*?)\s*$")
+_EPOCH = re.compile(r"^Epoch (\d{1,9})$")
+_VALUE = r"(-?\d+(?:\.\d+)?(?:e[-+]?\d{1,3})?|nan|-?inf)"
 _FIELDS = {
-    "train_loss": re.compile(r"^train_loss (\S+)$"),
-    "val_loss": re.compile(r"^val_loss (\S+)$"),
-    "learning_rate": re.compile(r"^Current learning rate: (\S+)$"),
-    "seconds": re.compile(r"^Epoch time: (\S+) s$"),
+    "train_loss": re.compile(rf"^train_loss {_VALUE}$"),
+    "val_loss": re.compile(rf"^val_loss {_VALUE}$"),
+    "learning_rate": re.compile(rf"^Current learning rate: {_VALUE}$"),
+    "seconds": re.compile(rf"^Epoch time: {_VALUE} s$"),
 }
 _DICE = re.compile(r"^Pseudo dice \[(.*)\]$")
 # `np.float32(0.72)` or `0.72`; a class absent from the validation patches is nan.
-_NUMBER = re.compile(r"(?:np\.float\d+\()?(-?\d+(?:\.\d+)?(?:e-?\d+)?|nan)\)?")
+_NUMBER = re.compile(r"(?:np\.float\d+\()?(-?\d+(?:\.\d+)?(?:e-?\d{1,3})?|nan)\)?")
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,38 @@ class TrainingLog:
         return len(self.curves["seconds"])
 
 
+def training_logs(fold_folder: Path) -> list[Path]:
+    """The logs of a fold in order of time.
+
+    nnU-Net does not pad the numbers of training_log_2026_1_31_12_00_00.txt, so text does not sort them.
+    """
+    return sorted(
+        (file for file in fold_folder.glob("training_log_*.txt") if file.is_file()),
+        key=lambda file: ([int(number) for number in re.findall(r"\d+", file.name)], file.name),
+    )
+
+
 def read_training_log(fold_folder: Path) -> TrainingLog | None:
-    """All logs of a fold in order of time, so that a resumed run continues its curves; None when there is none."""
-    files = sorted(fold_folder.glob("training_log_*.txt"))
+    """All logs of a fold as one run; None when there is none.
+
+    A run that was interrupted begins again at its last checkpoint: what was logged from that epoch on is dropped, since
+    it is no part of the network.
+
+    Raises:
+        UserError: a log cannot be read.
+    """
+    files = training_logs(fold_folder)
     if not files:
         return None
     curves: dict[str, dict[int, float]] = {name: {} for name in (*_FIELDS, "pseudo_dice")}
     seconds: tuple[float, ...] = ()
     for file in files:
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from None
         # A validation that was run again replaces the earlier one.
-        seconds = _read(file.read_text(encoding="utf-8", errors="replace"), curves) or seconds
+        seconds = _read(text, curves) or seconds
     return TrainingLog(curves, seconds)
 
 
@@ -66,8 +91,14 @@ def _read(text: str, curves: dict[str, dict[int, float]]) -> tuple[float, ...]:
         stamp, message = stamped.groups()
         if found := _EPOCH.match(message):
             epoch = int(found[1])
+            for curve in curves.values():
+                for later in [key for key in curve if key >= epoch]:
+                    del curve[later]
         elif message.startswith("predicting "):
-            starts.append(datetime.datetime.fromisoformat(stamp))
+            try:
+                starts.append(datetime.datetime.fromisoformat(stamp))
+            except ValueError:  # digits, but no date
+                continue
         elif epoch is None:
             continue
         elif found := _DICE.match(message):

@@ -1,0 +1,71 @@
+"""What a run says about its training besides its logs: run.json of each fold, and plans.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_ext.json_object import JsonObject
+
+_HARDWARE = ("processor", "device", "gpu")
+
+
+def read_run_record(file: Path) -> dict[str, Any] | None:
+    """What a report uses of a run.json; None when there is no such file.
+
+    Returns:
+        `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
+        `peak_memory_bytes` where they are known, `epoch_seconds`, and `validation` or None.
+
+    Raises:
+        UserError: a value has another type.
+    """
+    if not file.is_file():
+        return None
+    record = JsonObject.read(file, "restore it, or remove it to report without it")
+    hardware, software = record.optional_object("hardware"), record.optional_object("software")
+    validation = record.optional_object("validation")
+    found = {
+        "settings": _schedule(record.optional_object("settings")),
+        "software": _known({name: software.optional_text(name) for name in software.content}),
+        "hardware": _known({name: hardware.optional_text(name) for name in _HARDWARE}),
+        "parameters": record.optional_whole("parameters"),
+        "gmacs_per_patch": record.optional_number("gmacs_per_patch"),
+        "peak_memory_bytes": record.optional_whole("peak_memory_bytes"),
+        "epoch_seconds": record.optional_numbers("epoch_seconds") or [],
+    }
+    if validation.content:
+        found["validation"] = {"seconds": validation.number("seconds"), "cases": validation.whole("cases")}
+    return _known(found)
+
+
+def read_plans(file: Path) -> dict[str, Any]:
+    """`dataset_name`, and patch and batch size of every configuration that says them; {} when there is no such file.
+
+    Raises:
+        UserError: a value has another type.
+    """
+    if not file.is_file():
+        return {}
+    plans = JsonObject.read(file, "restore nnU-Net's plans.json")
+    configurations = plans.optional_object("configurations")
+    return _known(
+        {
+            "dataset_name": plans.optional_text("dataset_name"),
+            "configurations": {name: _planned(configurations.object(name)) for name in configurations.content},
+        }
+    )
+
+
+def _schedule(settings: JsonObject) -> dict[str, Any]:
+    whole = {name: settings.optional_whole(name) for name in ("epochs", "iterations")}
+    return _known({**whole, **_planned(settings), "precision": settings.optional_text("precision")})
+
+
+def _planned(about: JsonObject) -> dict[str, Any]:
+    patch = about.optional_numbers("patch_size", whole=True)
+    return _known({"batch_size": about.optional_whole("batch_size"), "patch_size": patch})
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
