@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from helpers import nnunet_dataset
+from helpers import nnunet_dataset, without_posix
+
+import nnunet_ext
 
 TESTS = Path(__file__).parents[1]
 
@@ -133,3 +136,21 @@ def test_commands_in_a_process_are_run_and_stopped(tmp_path):
     done = run_without_posix(RUN_AND_STOP, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "log").read_text() == "42\n"
+
+
+def test_no_line_needs_what_only_posix_has():
+    """Also where no small path comes by: such names are used where their absence is provided for, nowhere else."""
+    provided_for = {("processes.py", "killpg"), ("trainers/_base.py", "link")}
+    root = Path(nnunet_ext.__file__).parent
+    names = {*without_posix.OF_OS, *without_posix.OF_SIGNAL}
+    used = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("os", "signal")
+            ):
+                if node.attr in names:
+                    used.add((path.relative_to(root).as_posix(), node.attr))
+    assert used == provided_for
