@@ -1,4 +1,4 @@
-"""A training, its checkpoint and a short continuation without what only Linux has. See `helpers.without_posix`."""
+"""Plans, a training step, its checkpoints and a prediction without what only Linux has. See `helpers.without_posix`."""
 
 from __future__ import annotations
 
@@ -44,10 +44,15 @@ third = trainer()
 third.load_checkpoint(str(path / LATEST))
 third.save_checkpoint(str(path / LATEST))
 assert third.was_initialized
+
+model = ("-d", "990", "-c", "3d_fullres", "-tr", "nnUNetTrainerSegMamba", "-p", "nnUNetPlansPortable", "-f", "0")
+images = folder.parents[1] / "nnUNet_raw" / folder.name / "imagesTs"
+how = ("-device", "cpu", "-npp", "1", "-step_size", "1", "--disable_tta", "--disable_progress_bar")
+assert main(["predict", *model, "-i", str(images), "-o", "predictions", *how]) == 0
 """
 
 
-def test_training_step_checkpoints_and_plans(preprocessed, tmp_path):
+def test_plans_training_checkpoints_and_prediction(preprocessed, tmp_path):
     base = preprocessed.parent.parent
     environment = {
         **nnunet_dataset.environment(base),
@@ -63,6 +68,7 @@ def test_training_step_checkpoints_and_plans(preprocessed, tmp_path):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 1
     (folder,) = (tmp_path / "results" / preprocessed.name).glob("*/fold_0")
     assert json.loads((folder / "run.json").read_text())["peak_memory_bytes"] is None, "a peak from nowhere"
     assert {"checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_previous.pth"} <= {
