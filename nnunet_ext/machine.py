@@ -60,6 +60,16 @@ def peak_resident_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def children_cpu_seconds() -> float | None:
+    """CPU seconds of the processes that this one started and that have ended; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def processor_name() -> str:
     """As the processor calls itself."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +11,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Windows waits for no more than 63 processes at once, and Python keeps two for itself.
+MOST_PROCESSES = 61 if sys.platform == "win32" else sys.maxsize
 
 
 def in_workers(
@@ -29,7 +33,8 @@ def in_workers(
     left, done = list(range(len(items))), 0
     while left:
         killed = []
-        pool = ProcessPoolExecutor(min(processes, len(left)), mp_context=multiprocessing.get_context("spawn"))
+        size = min(processes, len(left), MOST_PROCESSES)
+        pool = ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"))
         try:
             tasks = {pool.submit(work, items[i]): i for i in left}
             for task in as_completed(tasks):

@@ -14,7 +14,6 @@ Exit status: 0 no errors (there may be warnings), 1 errors found, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunet_ext.data.check_page import render_page
 from nnunet_ext.data.findings import SEVERITIES
 from nnunet_ext.data.forecast import describe
 from nnunet_ext.files import json_text, write_json, write_text
+from nnunet_ext.machine import available_cores
 
 # More lines of one kind hide the other kinds; --json and -o have them all.
 _SHOWN = 8
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--processes",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         metavar="N",
         help="worker processes (default: usable CPUs)",
     )

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
 import shlex
 import shutil
 import subprocess
@@ -36,7 +35,7 @@ from nnunet_ext.discovery.table import find, trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import labels_from_dataset_json
 from nnunet_ext.files import read_json, write_json, write_text
-from nnunet_ext.machine import available_cores
+from nnunet_ext.machine import available_cores, children_cpu_seconds
 from nnunet_ext.models import Model
 
 PHANTOMS = "Dataset900_Phantoms"
@@ -113,15 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
         for number, step in enumerate(_steps(dataset, folder, arguments, device, source is None), start=1):
             script.append(shlex.join(step.command))
             write_text(folder / "commands.sh", "\n".join(script) + "\n")
-            begun, cpu = time.monotonic(), _children_cpu_seconds()
+            begun, cpu = time.monotonic(), children_cpu_seconds()
             run_logged(step.command, folder / "logs" / f"{number}_{step.name}.log", folder, variables, step.show)
             seconds[step.name] = {
                 "wall": round(time.monotonic() - begun, 1),
-                "cpu": round(_children_cpu_seconds() - cpu, 1),
+                "cpu": _seconds_since(cpu),
             }
             print(f"  done in {seconds[step.name]['wall']:.0f} s")
         results = _results(folder)
         _draw(folder, dataset, results)
+    children = children_cpu_seconds()
     write_json(
         folder / "demo.json",
         {
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
             "missed_or_false_structures": results["missed"],
             "seconds": seconds,
             "total_seconds": round(time.monotonic() - started, 1),
-            "total_cpu_seconds": round(_children_cpu_seconds() + time.process_time(), 1),
+            "total_cpu_seconds": None if children is None else round(children + time.process_time(), 1),
         },
     )
     _say_what_next(folder, dataset, arguments.trainer, results, time.monotonic() - started)
@@ -302,9 +302,10 @@ def _device(wanted: str) -> str:
     return "cuda" if answer.returncode == 0 else "cpu"
 
 
-def _children_cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _seconds_since(before: float | None) -> float | None:
+    """CPU seconds that the commands took since; None where the system does not say."""
+    now = children_cpu_seconds()
+    return None if now is None or before is None else round(now - before, 1)
 
 
 def _positive(text: str) -> int:

@@ -18,7 +18,6 @@ Exit status: 0 all cases evaluated, 1 something could not be, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from nnunet_ext.evaluation.conventions import CONVENTIONS
 from nnunet_ext.evaluation.folder import evaluate_folder, evaluate_folds
 from nnunet_ext.evaluation.labels import Labels, Target, labels_from_dataset_json, labels_from_values
 from nnunet_ext.evaluation.summary import check_output_folder, format_table, write_results
+from nnunet_ext.machine import available_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--processes",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         metavar="N",
         help="worker processes (default: usable CPUs)",
     )

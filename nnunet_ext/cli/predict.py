@@ -17,6 +17,7 @@ import os
 import sys
 from pathlib import Path
 
+from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
 
 
@@ -134,14 +135,10 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
     if arguments.m is not None:
         folder = arguments.m
     else:
-        from nnunetv2.utilities.file_path_utilities import get_output_folder
-
         if not os.environ.get("nnUNet_results"):
             raise UserError("nnUNet_results is not set; export it, or give the model's folder with -m")
-        try:
-            folder = Path(get_output_folder(arguments.d, arguments.tr, arguments.p, arguments.c))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"-d {arguments.d}: {str(error).splitlines()[0]}") from None
+        dataset = find_dataset(arguments.d, "nnUNet_results", remedy="train first, or give the model's folder with -m")
+        folder = dataset / f"{arguments.tr}__{arguments.p}__{arguments.c}"
     if not (folder / "plans.json").is_file():
         raise UserError(f"{folder} is no trained model (it has no plans.json); check -d, -tr, -p and -c")
     for fold in arguments.f:

@@ -17,13 +17,13 @@ Exit status: 0 the report is written, 1 it cannot be, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from nnunet_ext.errors import UserError, one_line
 from nnunet_ext.evaluation.conventions import CONVENTIONS
 from nnunet_ext.files import write_json, write_text
+from nnunet_ext.machine import available_cores
 
 # What a mail server or a phone still takes.
 _MOST_BYTES = 3_000_000
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--processes",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=available_cores(),
         metavar="N",
         help="worker processes for runs that are evaluated (default: usable CPUs)",
     )

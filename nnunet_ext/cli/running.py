@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.processes import kill_group, known_signals, own_group, terminate_group
 
 _LAST_LINES = 15
 # How Python and our own commands name an error. The first is the cause; nnU-Net's last is often a worker's complaint.
@@ -31,7 +32,8 @@ def find_executable(name: str) -> Path:
     beside = Path(sys.executable).parent / name
     if beside.is_file():
         return beside
-    found = shutil.which(name)
+    # On Windows both have an ending, such as .exe.
+    found = shutil.which(name, path=str(beside.parent)) or shutil.which(name)
     if found is None:
         raise UserError(f"{name} is neither beside {sys.executable} nor on PATH; install nnunetv2 and nnunet-ext there")
     return Path(found)
@@ -95,7 +97,7 @@ def stop_on_signals() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, stop) for number in known_signals("SIGTERM", "SIGHUP", "SIGBREAK")}
     try:
         yield
     finally:
@@ -115,22 +117,17 @@ def _started(command: Sequence[str], folder: Path, environment: Mapping[str, str
         text=True,
         encoding="utf-8",
         errors="replace",
-        start_new_session=True,
+        **own_group(),
     )
     try:
         yield run
     finally:
         if run.poll() is None:
-            _signal_group(run.pid, signal.SIGTERM)
+            terminate_group(run)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 run.wait(timeout=_SECONDS_TO_STOP)
         # Workers may outlive the process that started them; when the group is empty this does nothing.
-        _signal_group(run.pid, signal.SIGKILL)
+        kill_group(run)
         run.wait()
         if run.stdout is not None:
             run.stdout.close()
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)

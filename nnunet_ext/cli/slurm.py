@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import shlex
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.cli.running import stop_on_signals
 from nnunet_ext.errors import UserError
+from nnunet_ext.machine import available_cores
 from nnunet_ext.slurm.compose import compose
 from nnunet_ext.slurm.dialects import DIALECTS
 from nnunet_ext.slurm.folder import files, submissions, write
@@ -140,7 +140,7 @@ def _compose(arguments: argparse.Namespace, num_gpus: int) -> Pipeline:
     gpus = 1 if arguments.gpus is None else arguments.gpus
     cpus = arguments.cpus or 12
     if arguments.local and arguments.cpus is None:
-        cpus = max(len(os.sched_getaffinity(0)) // max(num_gpus // max(gpus, 1), 1), 1)
+        cpus = max(available_cores() // max(num_gpus // max(gpus, 1), 1), 1)
     resources = Resources(
         cpus=cpus,
         gpus=gpus,

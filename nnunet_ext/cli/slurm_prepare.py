@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_ext.slurm.compose import find_dataset
+from nnunet_ext.slurm.compose import dataset_name
 from nnunet_ext.slurm.prepare import prepare
 
 
@@ -20,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    prepare(find_dataset(arguments.dataset), arguments.configuration, arguments.plans, arguments.processes)
+    prepare(dataset_name(arguments.dataset), arguments.configuration, arguments.plans, arguments.processes)
     return 0

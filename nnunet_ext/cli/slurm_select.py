@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_ext.slurm.compose import find_dataset
+from nnunet_ext.slurm.compose import dataset_name
 from nnunet_ext.slurm.select import select
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    dataset = find_dataset(arguments.dataset)
+    dataset = dataset_name(arguments.dataset)
     best = select(dataset, arguments.configuration, arguments.runs, arguments.folds, arguments.processes)
     print(f"best by nnU-Net's rule: {best}")
     return 0

@@ -20,7 +20,7 @@ from nnunet_ext.data.cohort import compare_cases, grouped_folds, patient_groups
 from nnunet_ext.data.findings import SEVERITIES, Finding
 from nnunet_ext.data.forecast import forecast
 from nnunet_ext.data.inspect_case import CaseFacts, inspect_case
-from nnunet_ext.data.layout import CaseFiles, Layout, find_dataset, read_layout
+from nnunet_ext.data.layout import CaseFiles, Layout, raw_dataset, read_layout
 from nnunet_ext.errors import UserError
 from nnunet_ext.workers import in_workers
 
@@ -75,7 +75,7 @@ def check_dataset(
     Raises:
         UserError: there is no data set to check, or the pattern does not fit the names.
     """
-    layout = read_layout(find_dataset(dataset))
+    layout = read_layout(raw_dataset(dataset))
     cases, lost = _inspect(layout, processes, progress)
     findings = [*layout.findings, *lost, *(f for case in cases for f in case.findings), *compare_cases(layout, cases)]
     splits = None

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nnunet_ext import __version__
 from nnunet_ext.data.clean_rules import PAIRED, RULES, SETS, Case
 from nnunet_ext.data.inspect_case import hash_voxels
-from nnunet_ext.data.layout import CaseFiles, Layout, find_dataset, read_layout
+from nnunet_ext.data.layout import CaseFiles, Layout, raw_dataset, read_layout
 from nnunet_ext.data.volumes import read_volume
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_folder, write_json
@@ -72,7 +72,7 @@ def clean_dataset(
         UserError: unknown rule or label, a file that cannot be read, `output` exists or cannot be written.
     """
     rules = expand_rules(rules)
-    layout = read_layout(find_dataset(dataset))
+    layout = read_layout(raw_dataset(dataset))
     if layout.file_ending not in (".nii.gz", ".nii"):
         raise UserError(f"{layout.folder} has {layout.file_ending} files; data clean works on NIfTI data sets")
     renumbered, paired, labels = _label_plan(layout, rules, symmetric)

@@ -88,6 +88,12 @@ def _write_case(folder: Path, split: str, case: SourceCase, new_values: dict[int
 
 def _place(source: Path, target: Path, link: bool) -> None:
     if link:
-        target.symlink_to(source)
+        try:
+            target.symlink_to(source)
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"no link to {source} can be made in {target.parent} ({reason}); leave out --link"
+            ) from None
     else:
         shutil.copyfile(source, target)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
 from nnunet_ext.evaluation.labels import Labels, labels_from_dataset_json
-from nnunet_ext.files import atomic_folder, read_json, write_json
+from nnunet_ext.files import atomic_folder, link_or_copy, read_json, write_json
 
 # nnU-Net makes five folds.
 FEWEST_TRAINING_CASES = 5
@@ -98,9 +98,9 @@ def hold_out(
 ) -> Path:
     """Write a data set of links to randomly chosen cases of `source`, some of them held out, and return its folder.
 
-    `imagesTr` and `labelsTr` link to the training cases, `imagesTs` and `labelsTs` to the held-out ones. Chosen files
-    are read once, so that a damaged one is named now and not by nnU-Net's workers later. The folder appears only when
-    it is complete.
+    `imagesTr` and `labelsTr` link to the training cases, `imagesTs` and `labelsTs` to the held-out ones; where links
+    cannot be made (Windows, without the right to) they are copies. Chosen files are read once, so that a damaged one
+    is named now and not by nnU-Net's workers later. The folder appears only when it is complete.
 
     Args:
         source: the data set, from `read_raw_dataset`.
@@ -132,8 +132,8 @@ def hold_out(
             split = "Ts" if position < num_test else "Tr"
             images, label = source.cases[name]
             for channel, image in enumerate(images):
-                (unfinished / f"images{split}" / f"{name}_{channel:04d}{source.file_ending}").symlink_to(image)
-            (unfinished / f"labels{split}" / f"{name}{source.file_ending}").symlink_to(label)
+                link_or_copy(image, unfinished / f"images{split}" / f"{name}_{channel:04d}{source.file_ending}")
+            link_or_copy(label, unfinished / f"labels{split}" / f"{name}{source.file_ending}")
         description = {key: value for key, value in source.description.items() if key != "dataset"}
         write_json(unfinished / "dataset.json", {**description, "numTraining": num_training})
     return folder

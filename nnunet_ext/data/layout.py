@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.data.findings import Finding
+from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json
 
@@ -65,25 +66,18 @@ class Layout:
         return tuple(name.lower() == "ct" for name in self.channels)
 
 
-def find_dataset(name: str | os.PathLike[str]) -> Path:
-    """The folder of a data set given as a path, a name such as Dataset004_Hippocampus, or a number.
-
-    Names and numbers are looked up in $nnUNet_raw.
+def raw_dataset(dataset: str | os.PathLike[str]) -> Path:
+    """The folder of a raw data set given as a path, or by name or number in nnUNet_raw.
 
     Raises:
-        UserError: there is none, or several with that number.
+        UserError: a path to no folder, or as `find_dataset`.
     """
-    if Path(name).is_dir():
-        return Path(os.path.abspath(name))
-    raw = os.environ.get("nnUNet_raw")
-    if raw is None:
-        raise UserError(f"{name} is not a folder; give one, or set nnUNet_raw and give a data set's name or number")
-    text = str(name)
-    pattern = f"Dataset{int(text):03d}_*" if text.isdecimal() else text
-    found = [path for path in sorted(Path(raw).glob(pattern)) if path.is_dir()] if "/" not in pattern else []
-    if len(found) != 1:
-        raise UserError(f"{name}: {len(found)} data sets of that name or number in {raw}; expected one")
-    return found[0]
+    if Path(dataset).is_dir():
+        return Path(os.path.abspath(dataset))
+    text = str(dataset)
+    if Path(text).name != text:
+        raise UserError(f"{text} is not a folder; give one, or a data set's name or number in nnUNet_raw")
+    return find_dataset(text, "nnUNet_raw", remedy="give its folder, or check the number or name")
 
 
 def read_layout(folder: Path) -> Layout:

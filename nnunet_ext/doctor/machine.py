@@ -152,7 +152,7 @@ def memory(environment: dict[str, str]) -> list[Finding]:
 def available_memory_gib() -> float | None:
     """Memory new processes may take, in GiB: the machine's, or the container's limit if that is less."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -161,7 +161,7 @@ def available_memory_gib() -> float | None:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            left = int(Path(limit).read_text()) - int(Path(used).read_text())
+            left = int(Path(limit).read_text("utf-8")) - int(Path(used).read_text("utf-8"))
             available = min(available, max(0, left))
         except (OSError, ValueError):  # no such control group, or no limit ("max")
             pass

@@ -163,12 +163,13 @@ def commands() -> Finding:
     """Whether the `nnUNetv2_train` a shell would start belongs to this environment."""
     ours = Path(sysconfig.get_path("scripts"))
     found = shutil.which("nnUNetv2_train")
+    here = shutil.which("nnUNetv2_train", path=str(ours)) is not None  # on Windows it ends in .exe
     if found is None:
-        if (ours / "nnUNetv2_train").exists():
+        if here:
             return Finding("nnUNetv2_train", f"in {ours}, not on PATH", "warning", f'export PATH="{ours}:$PATH"')
         remedy = "pip install nnunetv2 into this environment"
         return Finding("nnUNetv2_train", "not found", "warning", remedy)
-    if Path(found).parent.resolve() == ours.resolve() or not (ours / "nnUNetv2_train").exists():
+    if Path(found).parent.resolve() == ours.resolve() or not here:
         return Finding("nnUNetv2_train", found)
     remedy = f"activate this environment ({ours.parent}) or install nnunet-ext into the other one"
     return Finding("nnUNetv2_train", f"{found} belongs to another environment", "warning", remedy)

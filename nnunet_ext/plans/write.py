@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_ext import models
+from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.plans.estimate import estimate
@@ -41,24 +41,9 @@ def preprocessed_folder(dataset: str) -> Path:
     """Folder of a data set, given by name or number, under nnUNet_preprocessed.
 
     Raises:
-        UserError: nnUNet_preprocessed is not set, or holds no such data set, or more than one.
+        UserError: as `find_dataset`.
     """
-    base = os.environ.get("nnUNet_preprocessed")
-    if not base:
-        raise UserError("nnUNet_preprocessed is not set; export it as nnU-Net's documentation says")
-    pattern = (
-        dataset if dataset.startswith("Dataset") else f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else ""
-    )
-    if not pattern:
-        raise UserError(f"-d {dataset} must be a number such as 4 or a name such as Dataset004_Hippocampus")
-    found = sorted(path for path in Path(base).glob(pattern) if path.is_dir())
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise UserError(
-            f"expected one folder {pattern} in {base}, found {names}; "
-            f"run nnUNetv2_plan_and_preprocess -d {dataset} first"
-        )
-    return found[0]
+    return find_dataset(dataset, "nnUNet_preprocessed", remedy=f"run nnUNetv2_plan_and_preprocess -d {dataset} first")
 
 
 def write_plans(

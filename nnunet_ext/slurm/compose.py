@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunet_ext.datasets import base_folder, find_dataset
 from nnunet_ext.discovery.table import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.job import Resources
@@ -42,8 +43,8 @@ def compose(
     Raises:
         UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work.
     """
-    raw, preprocessed, results = (str(_base(name)) for name in FOLDERS)
-    name = find_dataset(dataset)
+    raw, preprocessed, results = (str(base_folder(name).absolute()) for name in FOLDERS)
+    name = dataset_name(dataset)
     if configuration == "3d_cascade_fullres":
         raise UserError(
             "-c 3d_cascade_fullres predicts in two stages, which this pipeline does not chain; use 3d_lowres"
@@ -92,23 +93,13 @@ def compose(
     )
 
 
-def find_dataset(dataset: str) -> str:
+def dataset_name(dataset: str) -> str:
     """Full name of a data set given by number or name, among raw and preprocessed ones.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: as `find_dataset`.
     """
-    wanted = f"Dataset{int(dataset):03d}_" if dataset.isdecimal() else dataset
-    names = {
-        path.name
-        for base in (_base("nnUNet_raw"), _base("nnUNet_preprocessed"))
-        for path in base.glob("Dataset*")
-        if path.is_dir() and (path.name.startswith(wanted) if dataset.isdecimal() else path.name == wanted)
-    }
-    if len(names) != 1:
-        found = ", ".join(sorted(names)) or "none"
-        raise UserError(f"-d {dataset}: expected one data set under nnUNet_raw or nnUNet_preprocessed, found {found}")
-    return names.pop()
+    return find_dataset(dataset, "nnUNet_raw", "nnUNet_preprocessed").name
 
 
 def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -118,13 +109,6 @@ def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         for name, value in sorted(environment.items())
         if name.startswith(("NNUNET_EXT_", "nnUNet_")) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
     )
-
-
-def _base(name: str) -> Path:
-    value = os.environ.get(name)
-    if not value:
-        raise UserError(f"{name} is not set; export it as nnU-Net's documentation says")
-    return Path(value).absolute()
 
 
 def _check_folds(folds: Sequence[str]) -> None:

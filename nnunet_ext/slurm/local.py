@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.processes import kill_group, own_group
 from nnunet_ext.slurm.folder import done_marks, forget_done, unfinished
 from nnunet_ext.slurm.job import Job
 from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, jobs
@@ -112,7 +112,7 @@ def _start(pipeline: Pipeline, job: Job, task: int | None, devices: str | None) 
         # A group of its own: all of it is stopped when this command is.
         process = subprocess.Popen(
             ["bash", script, *([] if task is None else [str(task)])],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment, **own_group(),
         )  # fmt: skip
     return _Running(job, task, devices, log, process)
 
@@ -162,17 +162,11 @@ def _progress(pipeline: Pipeline, task: int) -> Progress:
 
 def _stop(running: Sequence[_Running]) -> None:
     for one in running:
-        _signal(one, signal.SIGTERM)
+        # To the script alone, which hands it to the training: workers would die of it and take the training with them.
+        one.process.terminate()
     end = time.monotonic() + _SECONDS_TO_STOP
     for one in running:
         with contextlib.suppress(subprocess.TimeoutExpired):
             one.process.wait(timeout=max(end - time.monotonic(), 0))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)
+        kill_group(one.process)
         one.process.wait()
-
-
-def _signal(one: _Running, number: int) -> None:
-    # To the script alone, which hands it to the training: workers would die of it and take the training with them.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(one.process.pid, number)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_ext.datasets import base_folder
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 
@@ -28,7 +29,7 @@ def prepare(dataset: str, configuration: str, plans: Sequence[str], processes: i
     """
     number = str(int(dataset[7:10]))
     count = str(processes)
-    folder = Path(os.environ["nnUNet_preprocessed"], dataset)
+    folder = base_folder("nnUNet_preprocessed") / dataset
     if any(not (folder / f"{name}.json").is_file() for name in plans) and not (folder / "nnUNetPlans.json").is_file():
         _run("nnUNetv2_plan_and_preprocess", "-d", number, "--no_pp", "-npfp", count)
     for name in plans:

@@ -28,6 +28,7 @@ from nnunet_ext.files import atomic_path, write_json, write_text
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
 from nnunet_ext.plans.network import count_parameters
+from nnunet_ext.processes import known_signals
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
@@ -359,7 +360,7 @@ class _handlers:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
 
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in known_signals("SIGUSR1", "SIGTERM"):  # Windows has no SIGUSR1
             try:
                 self._old[number] = signal.signal(number, handle)
             except ValueError:  # not the main thread: whoever runs us there handles signals
@@ -385,7 +386,7 @@ def _keep(path: Path, kept: Path) -> None:
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
-    except OSError:  # file systems without hard links
+    except (OSError, AttributeError):  # file systems, or systems, without hard links
         shutil.copyfile(path, link)
     os.replace(link, kept)
 

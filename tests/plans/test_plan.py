@@ -151,7 +151,7 @@ def test_table_of_gpus_writes_nothing(dataset, capsys):
     ("options", "message"),
     [
         (["-d", "8"], "expected one folder Dataset008_* in "),
-        (["-d", "heart"], "-d heart must be a number"),
+        (["-d", "heart"], "data set 'heart' must be a number such as 4"),
         (["-d", "7", "-p", "other"], "other.json does not exist; run nnUNetv2_plan_and_preprocess -d 7 first"),
         (["-d", "7", "-c", "3d_lowres"], "-c 3d_lowres is not in nnUNetPlans.json, which has 2d, 3d_fullres"),
         (["-d", "7", "--patch-size", "16", "16", "-c", "3d_fullres"], "has 2 axes, but 3d_fullres has 3"),

@@ -67,7 +67,7 @@ def test_dry_run_writes_nothing(base):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("-d", "8", *TRAIN[2:]), "-d 8: expected one data set .* found none"),
+        (("-d", "8", *TRAIN[2:]), r"expected one folder Dataset008_\* in .*_raw or .*_preprocessed, found none"),
         (("-d", "7", "-tr", "nnUNetTrainerExtt", "-c", "3d_fullres"), "did you mean nnUNetTrainerExt"),
         ((*TRAIN[:-1], "4d"), "-c 4d is not in nnUNetPlans.json, which has 3d_fullres"),
         ((*TRAIN[:-1], "3d_cascade_fullres"), "predicts in two stages"),
