@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from toy_label_maps import case, save
+from helpers.toy_label_maps import case, save
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError, one_line

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from toy_label_maps import case, save
+from helpers.toy_label_maps import case, save
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.samples import measure, measure_files

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_runs import CASES, DATASET, make_dataset, make_run, reference, save
+from helpers.toy_runs import CASES, DATASET, make_dataset, make_run, reference, save
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import DATASET, make_dataset, make_run
+from helpers.toy_runs import DATASET, make_dataset, make_run
 
 from nnunet_ext.cli.main import main
 
