@@ -24,7 +24,17 @@ OLDEST = {
 
 
 def test_an_old_processor_computes_the_same(tmp_path):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(TESTS / name) for name in CHOSEN)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *(str(TESTS / name) for name in CHOSEN),
+    ]
     environment = {**os.environ, **OLDEST, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-5000:]

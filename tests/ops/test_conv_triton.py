@@ -27,7 +27,7 @@ outside = pytest.mark.skipif(INTERPRETED, reason="starts the interpreter's proce
 
 @outside
 def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-5000:]
 
