@@ -38,24 +38,27 @@ import contextlib, io, json, os, sys
 from pathlib import Path
 
 import numpy as np
-from helpers import blobs, toy_label_maps, toy_runs
+from helpers import blobs, promptable_stubs, toy_label_maps, toy_runs
 from helpers.sampled_maps import sampled_label_maps
 from nnunet_ext.cli.main import main
 
 def run(*words, status=0):
-    out = io.StringIO()
+    # What is redirected on Windows is encoded so.
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     with contextlib.redirect_stdout(out):
         got = main([str(word) for word in words])
-    assert got in (status if isinstance(status, tuple) else (status,)), f"{words}: exit status {got}\\n{out.getvalue()}"
-    return out.getvalue()
+    out.seek(0)
+    said = out.read()
+    assert got in (status if isinstance(status, tuple) else (status,)), f"{words}: exit status {got}\\n{said}"
+    return said
 
 base = Path(sys.argv[1])
-assert json.loads(run("models", "--json"))
+assert json.loads(run("models", "--json")) and run("models")
 
 references, predictions = base / "labelsTr", base / "predictions"
 toy_label_maps.save(references / "a.nii.gz", toy_label_maps.case(0))
 toy_label_maps.save(predictions / "a.nii.gz", toy_label_maps.case(0))
-run("evaluate", "-r", references, "-p", predictions, "--labels", 1, 2, "-n", 1, "-q")
+run("evaluate", "-r", references, "-p", predictions, "--labels", 1, 2, "-n", 1)
 assert json.loads((predictions / "evaluation" / "summary.json").read_text())["foreground_mean"]["Dice"] == 1
 
 toy_runs.make_dataset(base)
@@ -67,7 +70,7 @@ run("report", base / "results" / toy_runs.DATASET / "*", "-o", base / "report.ht
 assert b"<svg" in (base / "report.html").read_bytes()
 
 blobs.make(base / "raw" / "Dataset003_Blobs")
-run("data", "check", 3, "-n", 1, "-q", "--patients", "(.)_", "--folds", 3, "--splits", base / "splits.json")
+run("data", "check", 3, "-n", 1, "--patients", "(.)_", "--folds", 3, "--splits", base / "splits.json")
 run("data", "clean", 3, "--rules", "finite")
 
 from nnunet_ext.data.holdout import hold_out, read_raw_dataset
@@ -78,7 +81,15 @@ from nnunet_ext.diffusion.samples_file import write_samples
 maps = sampled_label_maps((5, 9, 8), 3, 3)
 toy_label_maps.save(base / "images" / "a_0000.nii.gz", maps[0])
 write_samples(base / "samples", "a", maps, base / "images" / "a_0000.nii.gz", settings={})
-run("uncertainty", "-i", base / "samples")
+assert run("uncertainty", "-i", base / "samples")
+
+point = {"xyz": [3, 4, 3], "positive": True}
+prompts = {"version": 1, "space": "voxel", "unit": "voxel", "objects": [{"name": "liver", "points": [point]}]}
+(base / "prompts").mkdir()
+(base / "prompts" / "a.prompts.json").write_text(json.dumps(prompts))
+model = promptable_stubs.trained_folder(base / "model")
+run("predict-prompts", "-device", "cpu", "-i", base / "images", "-p", base / "prompts", "-o", base / "out", "-m", model)
+assert (base / "out" / "a.nii.gz").is_file()
 
 plans = {"configurations": {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"}}}
 (base / "preprocessed" / toy_runs.DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
