@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from helpers import nnunet_dataset, without_posix
+from helpers import dying_work, nnunet_dataset, without_posix
 
 import nnunet_ext
+from nnunet_ext import workers
+from nnunet_ext.processes import kill_group, own_group, terminate_group
 
 TESTS = Path(__file__).parents[1]
 
@@ -165,3 +168,38 @@ def test_no_line_needs_what_only_posix_has():
                 if node.attr in names:
                     used.add((path.relative_to(root).as_posix(), node.attr))
     assert used == provided_for
+
+
+def test_groups_on_windows(monkeypatch):
+    class Command:
+        def __init__(self):
+            self.did = []
+
+        def send_signal(self, number):
+            self.did.append(number)
+
+        def kill(self):
+            self.did.append("killed")
+
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    assert own_group() == {"creationflags": 512}
+    command = Command()
+    terminate_group(command)
+    kill_group(command)
+    assert command.did == [1, "killed"]
+
+
+def test_no_more_workers_than_the_system_can_wait_for(monkeypatch):
+    sizes = []
+
+    class Pool(workers.ProcessPoolExecutor):
+        def __init__(self, size, **options):
+            sizes.append(size)
+            super().__init__(1, **options)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "MOST_PROCESSES", 61)
+    assert len(list(workers.in_workers(dying_work.half_unless_seven, range(8, 108), 128))) == 100
+    assert sizes == [61]
