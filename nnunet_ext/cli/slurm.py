@@ -126,8 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _gpus_here(arguments: argparse.Namespace) -> list[str]:
     """The GPUs --local may use; without any, and without --gpus, it uses the CPU."""
-    from nnunet_ext.slurm.local import visible_gpus
+    from nnunet_ext.slurm.local import require_bash, visible_gpus
 
+    require_bash()
     gpus = [] if arguments.gpus == 0 else visible_gpus()
     if arguments.gpus is None:
         arguments.gpus = 1 if gpus else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,12 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def require_bash() -> None:
+    """Raise a `UserError` unless the shell that runs the scripts is here."""
+    if shutil.which("bash") is None:
+        raise UserError("bash is not on PATH, and the steps are its scripts; install it, on Windows use WSL")
 
 
 def run_local(pipeline: Pipeline, gpus: Sequence[str]) -> None:

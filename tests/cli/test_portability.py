@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from helpers import nnunet_dataset, without_posix
+from helpers import dying_work, nnunet_dataset, without_posix
 
 import nnunet_ext
+from nnunet_ext import workers
+from nnunet_ext.processes import kill_group, own_group, terminate_group
 
 TESTS = Path(__file__).parents[1]
 
@@ -38,24 +41,27 @@ import contextlib, io, json, os, sys
 from pathlib import Path
 
 import numpy as np
-from helpers import blobs, toy_label_maps, toy_runs
+from helpers import blobs, promptable_stubs, toy_label_maps, toy_runs
 from helpers.sampled_maps import sampled_label_maps
 from nnunet_ext.cli.main import main
 
 def run(*words, status=0):
-    out = io.StringIO()
+    # What is redirected on Windows is encoded so.
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     with contextlib.redirect_stdout(out):
         got = main([str(word) for word in words])
-    assert got in (status if isinstance(status, tuple) else (status,)), f"{words}: exit status {got}\\n{out.getvalue()}"
-    return out.getvalue()
+    out.seek(0)
+    said = out.read()
+    assert got in (status if isinstance(status, tuple) else (status,)), f"{words}: exit status {got}\\n{said}"
+    return said
 
 base = Path(sys.argv[1])
-assert json.loads(run("models", "--json"))
+assert json.loads(run("models", "--json")) and run("models")
 
 references, predictions = base / "labelsTr", base / "predictions"
 toy_label_maps.save(references / "a.nii.gz", toy_label_maps.case(0))
 toy_label_maps.save(predictions / "a.nii.gz", toy_label_maps.case(0))
-run("evaluate", "-r", references, "-p", predictions, "--labels", 1, 2, "-n", 1, "-q")
+run("evaluate", "-r", references, "-p", predictions, "--labels", 1, 2, "-n", 1)
 assert json.loads((predictions / "evaluation" / "summary.json").read_text())["foreground_mean"]["Dice"] == 1
 
 toy_runs.make_dataset(base)
@@ -67,7 +73,7 @@ run("report", base / "results" / toy_runs.DATASET / "*", "-o", base / "report.ht
 assert b"<svg" in (base / "report.html").read_bytes()
 
 blobs.make(base / "raw" / "Dataset003_Blobs")
-run("data", "check", 3, "-n", 1, "-q", "--patients", "(.)_", "--folds", 3, "--splits", base / "splits.json")
+run("data", "check", 3, "-n", 1, "--patients", "(.)_", "--folds", 3, "--splits", base / "splits.json")
 run("data", "clean", 3, "--rules", "finite")
 
 from nnunet_ext.data.holdout import hold_out, read_raw_dataset
@@ -78,7 +84,15 @@ from nnunet_ext.diffusion.samples_file import write_samples
 maps = sampled_label_maps((5, 9, 8), 3, 3)
 toy_label_maps.save(base / "images" / "a_0000.nii.gz", maps[0])
 write_samples(base / "samples", "a", maps, base / "images" / "a_0000.nii.gz", settings={})
-run("uncertainty", "-i", base / "samples")
+assert run("uncertainty", "-i", base / "samples")
+
+point = {"xyz": [3, 4, 3], "positive": True}
+prompts = {"version": 1, "space": "voxel", "unit": "voxel", "objects": [{"name": "liver", "points": [point]}]}
+(base / "prompts").mkdir()
+(base / "prompts" / "a.prompts.json").write_text(json.dumps(prompts))
+model = promptable_stubs.trained_folder(base / "model")
+run("predict-prompts", "-device", "cpu", "-i", base / "images", "-p", base / "prompts", "-o", base / "out", "-m", model)
+assert (base / "out" / "a.nii.gz").is_file()
 
 plans = {"configurations": {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"}}}
 (base / "preprocessed" / toy_runs.DATASET / "nnUNetPlans.json").write_text(json.dumps(plans))
@@ -154,3 +168,38 @@ def test_no_line_needs_what_only_posix_has():
                 if node.attr in names:
                     used.add((path.relative_to(root).as_posix(), node.attr))
     assert used == provided_for
+
+
+def test_groups_on_windows(monkeypatch):
+    class Command:
+        def __init__(self):
+            self.did = []
+
+        def send_signal(self, number):
+            self.did.append(number)
+
+        def kill(self):
+            self.did.append("killed")
+
+    monkeypatch.delattr(os, "killpg")
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    assert own_group() == {"creationflags": 512}
+    command = Command()
+    terminate_group(command)
+    kill_group(command)
+    assert command.did == [1, "killed"]
+
+
+def test_no_more_workers_than_the_system_can_wait_for(monkeypatch):
+    sizes = []
+
+    class Pool(workers.ProcessPoolExecutor):
+        def __init__(self, size, **options):
+            sizes.append(size)
+            super().__init__(1, **options)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "MOST_PROCESSES", 61)
+    assert len(list(workers.in_workers(dying_work.half_unless_seven, range(8, 108), 128))) == 100
+    assert sizes == [61]

@@ -58,6 +58,12 @@ def test_writes_and_shows(base):
     assert "#SBATCH --array=0-4%2\n" in train
 
 
+def test_local_run_without_a_shell_writes_nothing(base):
+    done = slurm(base, *TRAIN, "--local", "--gpus", "0", PATH=str(base))
+    assert done.returncode == 1 and "bash is not on PATH" in done.stderr and "Traceback" not in done.stderr
+    assert not (base / f"slurm_{DATASET}_3d_fullres").exists()
+
+
 def test_dry_run_writes_nothing(base):
     done = slurm(base, *TRAIN, "--dry-run")
     assert done.returncode == 0 and "#SBATCH --signal=B:USR1@300\n" in done.stdout
