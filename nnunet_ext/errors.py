@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class UsageError(UserError):
+    """An option whose value cannot work, whatever the files hold: the command line exits with status 2."""
+
+
 class TrainingError(UserError, SystemExit):
     """A `UserError` raised inside nnU-Net's own commands, which catch nothing.
 

@@ -6,15 +6,21 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ext.discovery.table import of_kind
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.slurm.job import Resources
 from nnunet_ext.slurm.pipeline import Pipeline, Run
 from nnunet_ext.slurm.prepare import data_identifier
+
+# What ends a line of a script, and what UTF-8 cannot hold: nothing that quotes could help.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# In the double quotes it is written into: plain text and variables, nothing that runs.
+_SCRATCH = re.compile(r"""(?:[^"`\\$]|\$\w+|\$\{\w+(?::?-[^"`\\$}]*)?\})+""", re.ASCII)
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -42,6 +48,12 @@ def compose(
     Raises:
         UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work.
     """
+    typed = [dataset, configuration, *trainers, *plans, *folds, scratch, cpu_partition, *setup, *resources.extra]
+    typed += [resources.partition, resources.account, resources.mail_user, resources.mail_type]
+    refuse_control_characters(*typed, *(str(path) for path in (folder, images, references) if path is not None))
+    for option, name in [("-c", configuration), *(("-p", name) for name in plans)]:
+        if name.startswith("-"):
+            raise UsageError(f"{option} {name} begins with a dash, which commands take for an option; choose another")
     raw, preprocessed, results = (str(_base(name)) for name in FOLDERS)
     name = find_dataset(dataset)
     if configuration == "3d_cascade_fullres":
@@ -59,8 +71,8 @@ def compose(
     runs = tuple(Run(t, p, _data(Path(preprocessed, name), p, configuration)) for t, p in pairs)
     if warn_seconds > resources.minutes * 60 // 2:
         raise UserError(f"--warn {warn_seconds} is more than half of the time limit; raise --time or lower --warn")
-    if scratch is not None and re.search(r'["`\n\\]', scratch):
-        raise UserError(f"--scratch {scratch} must be a folder, variables allowed, such as '$TMPDIR'")
+    if scratch is not None and not _SCRATCH.fullmatch(scratch):
+        raise UsageError(f"--scratch {scratch} must be a folder, variables allowed, such as '$TMPDIR'")
     if images is None and references is not None:
         raise UserError("-r are the label maps of the images given with -i; give both")
     if images is None and _filled(Path(raw, name, "imagesTs")):
@@ -69,7 +81,7 @@ def compose(
     for given in (images, references):
         if given is not None and not _filled(given):
             raise UserError(f"{given} is no folder with files in it")
-    return Pipeline(
+    pipeline = Pipeline(
         scheduler=scheduler,
         dataset=name,
         configuration=configuration,
@@ -90,6 +102,38 @@ def compose(
         setup=setup,
         variables=settings(os.environ),
     )
+    places = (pipeline.folder, raw, preprocessed, results, pipeline.path, pipeline.images, pipeline.references)
+    refuse_control_characters(*places, *(value for _, value in pipeline.variables))
+    return pipeline
+
+
+def refuse_control_characters(*texts: str | None) -> None:
+    """Refuse line breaks and the like in options and paths.
+
+    Raises:
+        UsageError: naming the text.
+    """
+    for text in texts:
+        if text is not None and _CONTROL.search(text):
+            raise UsageError(f"{text!r} holds a line break or another character that no script can hold; leave it out")
+
+
+def split_options(texts: Sequence[str]) -> list[str]:
+    """The words of what was given with --sbatch, quotes read as a shell reads them.
+
+    Raises:
+        UsageError: a quote is not closed, or a word holds a line break.
+    """
+    words: list[str] = []
+    for text in texts:
+        refuse_control_characters(text)
+        try:
+            words += shlex.split(text)
+        except ValueError as error:
+            raise UsageError(
+                f"--sbatch {text}: {str(error).lower()}; close it, or escape it with a backslash"
+            ) from None
+    return words
 
 
 def find_dataset(dataset: str) -> str:
@@ -98,13 +142,15 @@ def find_dataset(dataset: str) -> str:
     Raises:
         UserError: there is none, or more than one.
     """
-    wanted = f"Dataset{int(dataset):03d}_" if dataset.isdecimal() else dataset
+    refuse_control_characters(dataset)
+    wanted = f"Dataset{int(dataset):03d}_" if re.fullmatch(r"\d{1,9}", dataset, re.ASCII) else dataset
     names = {
         path.name
         for base in (_base("nnUNet_raw"), _base("nnUNet_preprocessed"))
-        for path in base.glob("Dataset*")
-        if path.is_dir() and (path.name.startswith(wanted) if dataset.isdecimal() else path.name == wanted)
+        for path in base.glob("Dataset[0-9][0-9][0-9]_*")
+        if path.is_dir() and (path.name.startswith(wanted) if wanted != dataset else path.name == wanted)
     }
+    refuse_control_characters(*names)
     if len(names) != 1:
         found = ", ".join(sorted(names)) or "none"
         raise UserError(f"-d {dataset}: expected one data set under nnUNet_raw or nnUNet_preprocessed, found {found}")
@@ -116,7 +162,7 @@ def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, value)
         for name, value in sorted(environment.items())
-        if name.startswith(("NNUNET_EXT_", "nnUNet_")) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
+        if re.fullmatch(r"(NNUNET_EXT|nnUNet)_\w+", name, re.ASCII) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
     )
 
 
@@ -130,7 +176,7 @@ def _base(name: str) -> Path:
 def _check_folds(folds: Sequence[str]) -> None:
     if list(folds) == ["all"]:
         return
-    wrong = [fold for fold in folds if not fold.isdecimal()]
+    wrong = [fold for fold in folds if not re.fullmatch(r"\d{1,9}", fold, re.ASCII)]
     if wrong:
         raise UserError(f"-f {wrong[0]} is no fold; expected numbers such as 0 1 2 3 4, or only all")
     if len(set(folds)) < len(folds):
