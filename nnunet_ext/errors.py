@@ -22,3 +22,9 @@ class TrainingError(UserError, SystemExit):
     def __init__(self, message: str):
         super().__init__(message)
         self.code = f"nnunet_ext: {message}"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: a `UserError`'s words, anything else with its type before them."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -18,6 +18,9 @@ from typing import Any
 
 from nnunet_ext.errors import UserError
 
+# Compressed and decompressed bytes at a time.
+_PACKED_PIECE, _PIECE = 1 << 18, 1 << 22
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -101,7 +104,7 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def _said_plainly(path: Path) -> Iterator[None]:
-    """What goes wrong while `path` is being written, as one line: the system's errors, and libraries' words for them."""
+    """What goes wrong while `path` is being written, as one line: errors of the system and of libraries."""
     try:
         yield
     except OSError as error:
@@ -197,18 +200,26 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def gunzip(data: bytes) -> bytes:
-    """All members of a gzip file, checksums included.
+def gunzipped(data: bytes) -> Iterator[bytes]:
+    """The content of a gzip file with all its members, in pieces of at most 4 MiB; checksums are verified.
 
     Raises:
-        EOFError: the data end too early, which SimpleITK fills up with zeros in silence.
+        EOFError: the data end too early, which SimpleITK fills up with zeros in silence; so do no data at all.
         zlib.error: they are damaged.
     """
-    parts = []
-    while data:
-        member = zlib.decompressobj(wbits=31)
-        parts.append(member.decompress(data))
-        if not member.eof:
-            raise EOFError("the compressed data end too early")
-        data = member.unused_data.lstrip(b"\0")  # some writers pad
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    member = zlib.decompressobj(wbits=31)
+    for begin in range(0, len(data), _PACKED_PIECE):
+        piece, full = data[begin : begin + _PACKED_PIECE], False
+        while piece or full:
+            if member.eof:
+                piece = piece.lstrip(b"\0")  # some writers pad
+                if not piece:
+                    break
+                member = zlib.decompressobj(wbits=31)
+            out = member.decompress(piece, _PIECE)
+            if out:
+                yield out
+            full = len(out) == _PIECE  # then there may be more without further input
+            piece = member.unused_data if member.eof else member.unconsumed_tail
+    if not member.eof:
+        raise EOFError("the compressed data end too early")

@@ -7,19 +7,13 @@ missing part silently set to 0. Other formats go through SimpleITK.
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Image, Nifti2Image
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import gunzip
+from nnunet_ext.image_files import HEADER_ERRORS, read_image, read_nifti, whole_numbers
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
 # Two headers mean the same grid when no entry of their affines (mm) differs by more.
@@ -55,7 +49,7 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
     spacing = np.linalg.norm(affines[0][:3, :3], axis=0)[: array.ndim][::-1]
     if not (np.all(np.isfinite(spacing)) and np.all(spacing > 0)):
         raise UserError(f"{path} has voxel size {spacing.tolist()} mm (z, y, x); expected positive numbers")
-    return LabelMap(path, _whole_numbers(path, array), tuple(spacing.tolist()), affines)
+    return LabelMap(path, whole_numbers(path, array), tuple(spacing.tolist()), affines)
 
 
 def check_same_grid(reference: LabelMap, prediction: LabelMap) -> None:
@@ -91,40 +85,26 @@ def _difference(reference: np.ndarray, prediction: np.ndarray) -> str:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gunzip(data)
-        kind = Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
-        image = kind.from_bytes(data)
-        # The proxy knows type, offset and scaling; asking it for the data would copy them once more.
-        proxy: Any = image.dataobj
-        array: np.ndarray = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error, TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}); restore it or create it again") from None
-    if (proxy.slope, proxy.inter) != (1, 0):
-        array = array * proxy.slope + proxy.inter
+    file = read_nifti(path)
+    array = file.array
+    if (file.slope, file.inter) != (1, 0):
+        array = array * file.slope + file.inter
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3):
         raise UserError(f"{path} has shape {array.shape}; expected one 2D or 3D label map without time or channels")
-    forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
-    return array.T, tuple(forms) or (image.affine,)
+    try:
+        image = file.image
+        forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+        return array.T, tuple(forms) or (image.affine,)
+    except HEADER_ERRORS as error:
+        raise UserError(f"{path} has a damaged header ({error}); restore it or create it again") from None
 
 
 def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     import SimpleITK as sitk
 
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"{path} is damaged, cut short or no image; restore it or create it again") from None
+    image = read_image(path)
     ndim = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1 or ndim > 3:
         raise UserError(f"{path} has colours, channels or a time axis; expected one label value per voxel")
@@ -134,20 +114,3 @@ def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     affine[:ndim, 3] = image.GetOrigin()
     # ITK's world is LPS, NIfTI's RAS.
     return sitk.GetArrayFromImage(image), (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine,)
-
-
-def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
-    """`array` as integers of native byte order; exact, or refused."""
-    if array.dtype.kind == "f":
-        # Some tools store label maps as floats; that loses nothing as long as every value is whole.
-        bad = ~np.isfinite(array) | (array != np.rint(array))
-        if bad.any():
-            raise UserError(
-                f"{path} holds the value {array[bad].flat[0]}; a label map has whole numbers "
-                "(was it resampled with linear interpolation, or is it a probability map?)"
-            )
-        largest = float(np.abs(array).max(initial=0))
-        return array.astype(np.int16 if largest < 2**15 else np.int64)
-    if array.dtype.kind not in "iub":
-        raise UserError(f"{path} has voxels of type {array.dtype}; a label map has whole numbers")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

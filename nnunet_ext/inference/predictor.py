@@ -9,9 +9,9 @@ reported and the others are finished.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,8 +27,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import gunzip, write_json
+from nnunet_ext.errors import UserError, one_line
+from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
+from nnunet_ext.image_files import check_whole, check_written
 from nnunet_ext.inference.fast_export import segmentation_of_logits
 from nnunet_ext.inference.sampled import SampledMedSegDiffV2
 from nnunet_ext.inference.samples_file import write_samples
@@ -123,7 +124,7 @@ class FolderPredictor(nnUNetPredictor):
                 except Exception as error:  # whatever it is, the other cases can be predicted
                     if position + threads < len(cases) and len(waiting) < threads:
                         waiting.append(before.submit(self._prepare, cases[position + threads]))
-                    yield Done(case, 0.0, reason(error))
+                    yield Done(case, 0.0, one_line(error))
                     continue
                 drawn = None if samples is None or samples_folder is None else (samples_folder, samples)
                 arguments = (case, logits, properties, seconds, save_probabilities, drawn)
@@ -187,10 +188,12 @@ class FolderPredictor(nnUNetPredictor):
         """
         ending = self.dataset_json["file_ending"]
         # Beside the result, under a name nobody takes for one, and with the ending the writer goes by.
-        partial = case.output.with_name(f".partial-{os.getpid()}-{case.name}")
+        partial = case.output.with_name(writing_prefix() + case.name)
         trial = partial.with_name(f"{partial.name}-sample{ending}")
         files = {partial.with_name(partial.name + ending): case.output}
         try:
+            for kind in (ending, ".npz", ".pkl", f"-sample{ending}"):
+                remove_leftovers(case.output.with_name(case.name + kind))
             managers = (self.plans_manager, self.configuration_manager, self.label_manager)
             writer = self.plans_manager.image_reader_writer_class()
             if dense:
@@ -201,12 +204,15 @@ class FolderPredictor(nnUNetPredictor):
             else:
                 segmentation = segmentation_of_logits(logits, *managers, properties)
                 writer.write_seg(segmentation, str(partial) + ending, properties)
+            voxels = math.prod(properties["shape_before_cropping"])
+            check_written(partial.with_name(partial.name + ending), voxels, case.output)
             if drawn is not None:
                 maps = []
                 for sample in drawn[1]:
                     # By way of a file, because some of nnU-Net's readers turn images.
                     files[trial] = trial
                     writer.write_seg(segmentation_of_logits(sample, *managers, properties), str(trial), properties)
+                    check_written(trial, voxels, case.output.with_name(f"{case.name}-sample{ending}"))
                     maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(trial))))
                 settings = asdict(self.network.sampling)
                 write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
@@ -215,7 +221,7 @@ class FolderPredictor(nnUNetPredictor):
             for temporary, final in files.items():
                 os.replace(temporary, final)
         except Exception as error:
-            return Done(case, seconds, reason(error))
+            return Done(case, seconds, one_line(error))
         finally:
             for temporary in files:
                 temporary.unlink(missing_ok=True)
@@ -262,12 +268,6 @@ class FolderPredictor(nnUNetPredictor):
         return total / len(combinations)
 
 
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
 def cases_of(folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None) -> list[Case]:
     """The cases of a folder with nnU-Net's names, NAME_0000.ENDING for the first channel.
 
@@ -309,23 +309,6 @@ def is_complete(case: Case, save_probabilities: bool) -> bool:
     except (UserError, RuntimeError):
         return False
     return label_map.GetSize() == image.GetSize() and np.allclose(label_map.GetSpacing(), image.GetSpacing(), rtol=1e-4)
-
-
-def check_whole(path: Path) -> None:
-    """Refuse a missing file and a compressed one that is damaged or ends too early, which SimpleITK fills with zeros.
-
-    Raises:
-        UserError: naming the file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    if path.name.endswith(".gz"):
-        try:
-            gunzip(path.read_bytes())
-        except EOFError:
-            raise UserError(f"{path} is cut short; restore it") from None
-        except (OSError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}); restore it") from None
 
 
 def write_arguments(predictor: FolderPredictor, output: Path, arguments: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from nnunet_ext.diffusion.uncertainty import UncertaintyMaps
 from nnunet_ext.evaluation.samples import Uncertainty
 from nnunet_ext.files import atomic_path
+from nnunet_ext.image_files import read_image, write_image
 
 
 def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> list[Path]:
@@ -20,7 +21,7 @@ def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> li
     Raises:
         UserError: a file cannot be written.
     """
-    geometry = sitk.ReadImage(str(like))
+    geometry = read_image(like)
     written = []
     for name in ("entropy", "variance", "mutual_information"):
         values = getattr(maps, name)
@@ -29,8 +30,7 @@ def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> li
         image = sitk.GetImageFromArray(values.astype(np.float32))
         image.CopyInformation(geometry)
         written.append(folder / f"{case}_{name}.nii.gz")
-        with atomic_path(written[-1]) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+        write_image(image, written[-1])
     return written
 
 
@@ -46,7 +46,7 @@ def write_picture(result: Uncertainty, case: str, like: Path, path: Path) -> Non
     Raises:
         UserError: the file cannot be written.
     """
-    geometry = sitk.ReadImage(str(like))
+    geometry = read_image(like)
     share, entropy, variance = (
         _as_seen(values, geometry) for values in (result.vote_share, result.maps.entropy, result.maps.variance)
     )

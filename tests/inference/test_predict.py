@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -129,7 +131,7 @@ def test_labels_and_geometry_are_nnunets(trained, expected, tmp_path):
         assert written.GetOrigin() == pytest.approx(image.GetOrigin())
         assert written.GetDirection() == pytest.approx(image.GetDirection())
     assert {"dataset.json", "plans.json", "predict_from_raw_data_args.json"} <= {p.name for p in tmp_path.iterdir()}
-    assert not list(tmp_path.glob(".partial*"))
+    assert not list(tmp_path.glob(".writing*"))
 
 
 def test_bf16_is_close_and_probabilities_are_written(trained, expected, tmp_path):
@@ -150,7 +152,7 @@ def test_a_damaged_image_costs_only_itself_and_continuing_repairs(trained, tmp_p
     first.write_bytes(whole[: len(whole) // 2])
     assert predict(model, copied, output) == 1
     error = capsys.readouterr().err
-    assert f"{first} is cut short" in error and "1 of 3 cases could not be predicted" in error
+    assert f"{first} is damaged or cut short" in error and "1 of 3 cases could not be predicted" in error
     assert len(arrays(output)) == 2
     # A result cut short by a full disk counts as missing, one that is whole stays.
     first.write_bytes(whole)
@@ -160,6 +162,24 @@ def test_a_damaged_image_costs_only_itself_and_continuing_repairs(trained, tmp_p
     assert predict(model, copied, output, "--continue_prediction") == 0
     assert "1 of 3 cases are there already" in capsys.readouterr().err
     assert len(arrays(output)) == 3 and done.stat().st_mtime_ns == untouched
+
+
+def test_a_result_that_was_not_written_whole_never_appears(trained, tmp_path, monkeypatch, capsys):
+    """What SimpleITK does on a full disk: it writes a part, and says nothing."""
+    model, images = trained
+    write = SimpleITKIO.write_seg
+
+    def write_a_part(self, segmentation, path, properties):
+        write(self, segmentation, path, properties)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    name = sorted(path.name.replace("_0000", "") for path in images.iterdir())[0]
+    (tmp_path / name).write_text("old")
+    monkeypatch.setattr(SimpleITKIO, "write_seg", write_a_part)
+    assert predict(model, images, tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"cannot write {tmp_path / name}: what was written is not whole" in error and "3 of 3 cases" in error
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == [name] and (tmp_path / name).read_text() == "old"
 
 
 @pytest.mark.parametrize(
