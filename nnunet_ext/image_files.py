@@ -138,9 +138,21 @@ def read_image(path: str | os.PathLike[str]) -> sitk.Image:
     """
     check_whole(path)
     try:
-        return sitk.ReadImage(os.fspath(path))
+        image = sitk.ReadImage(os.fspath(path))
+        return _grey(image, Path(path)) if os.fspath(path).lower().endswith(".bmp") else image
     except (RuntimeError, MemoryError):
         raise UserError(f"{path} is damaged, cut short or no image; restore it or create it again") from None
+
+
+def _grey(image: sitk.Image, path: Path) -> sitk.Image:
+    """The one channel of a .bmp with a palette of greys, which SimpleITK alone gives as three."""
+    with open(path, "rb") as file:
+        (bits,) = struct.unpack("<28xH", file.read(30))
+    if bits > 8 or image.GetNumberOfComponentsPerPixel() != 3:
+        return image
+    array = sitk.GetArrayViewFromImage(image)
+    same = (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all()
+    return sitk.VectorIndexSelectionCast(image, 0) if same else image
 
 
 def read_values(path: str | os.PathLike[str]) -> np.ndarray:

@@ -31,8 +31,7 @@ def array_for(ending: str, side: int = 32) -> np.ndarray:
 def test_what_is_written_is_read(tmp_path, ending):
     array = array_for(ending)
     write_image(sitk.GetImageFromArray(array), tmp_path / f"a{ending}")
-    found = sitk.GetArrayFromImage(read_image(tmp_path / f"a{ending}"))
-    assert ((found[..., 0] if ending == ".bmp" else found) == array).all()  # grey .bmp comes as colours
+    assert (sitk.GetArrayFromImage(read_image(tmp_path / f"a{ending}")) == array).all()
     assert [path.name for path in tmp_path.iterdir()] == [f"a{ending}"]
 
 

@@ -116,6 +116,8 @@ def _check_header(path: Path, image: Any, spacing: tuple[float, ...]) -> list[Fi
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
         findings.append(Finding("no-form", name, "qform and sform codes are both 0"))
+    if qform is not None and not np.isfinite(qform).all():
+        return [*findings, Finding("forms-disagree", name, "the qform holds NaN or infinite numbers")]
     if sform is not None:
         columns = np.linalg.norm(sform[:3, :3], axis=0)
         if not np.isfinite(sform).all() or columns.min() <= 0:
