@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, one_line
 from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, pair_folders
 from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.labels import (
@@ -248,4 +248,4 @@ def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float, convention: Co
     except UserError as error:
         return Failure(pair, str(error))
     except Exception as error:  # a strange file must not cost the other cases
-        return Failure(pair, f"{pair.reference} against {pair.prediction}: {type(error).__name__}: {error}")
+        return Failure(pair, f"{pair.reference} against {pair.prediction}: {one_line(error)}")

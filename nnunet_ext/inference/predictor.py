@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -135,9 +136,25 @@ class FolderPredictor(nnUNetPredictor):
             for export in exports:
                 yield export.result()
 
+    @property
+    def channels(self) -> int:
+        """Of the images, without those of a previous stage."""
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+
+    @property
+    def colours(self) -> bool:
+        """Whether nnU-Net's reader of this model takes several channels from one file."""
+        return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
+
     def _prepare(self, case: Case) -> tuple[torch.Tensor, dict]:
         for path in (*case.images, *([case.previous_stage] if case.previous_stage else [])):
             check_whole(path)
+        if self.colours:
+            paths = [str(path) for path in case.images]
+            found = len(self.plans_manager.image_reader_writer_class().read_images(paths)[0])
+            if found != self.channels:
+                held = f"{paths[0]} holds" if len(paths) == 1 else f"the {len(paths)} files of {case.name} hold"
+                raise UserError(f"{held} {found} channel(s); this model takes {self.channels}")
         chosen = self.configuration_manager.preprocessor_class
         # Same output, a tenth of the time.
         preprocessor = (ExactFastPreprocessor if chosen is DefaultPreprocessor else chosen)(verbose=False)
@@ -268,8 +285,19 @@ class FolderPredictor(nnUNetPredictor):
         return total / len(combinations)
 
 
-def cases_of(folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None) -> list[Case]:
+def cases_of(
+    folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None, colours: bool = False
+) -> list[Case]:
     """The cases of a folder with nnU-Net's names, NAME_0000.ENDING for the first channel.
+
+    Args:
+        folder: of images.
+        output: for label maps.
+        ending: of both.
+        channels: of a case.
+        previous_stage: folder of label maps that the network takes, too.
+        colours: a file may hold several channels, as for nnU-Net's reader of natural images; how many is seen when it
+            is read.
 
     Raises:
         UserError: none found, a channel or the previous stage's label map of a case is missing.
@@ -286,16 +314,14 @@ def cases_of(folder: Path, output: Path, ending: str, channels: int, previous_st
         raise UserError(f"-i {folder} holds no NAME_0000{ending} (the ending this model was trained on)")
     cases = []
     for name, files in found.items():
-        missing = [number for number in range(channels) if number not in files]
-        if missing or len(files) != channels:
+        missing = [number for number in range(len(files) if colours else channels) if number not in files]
+        if missing or len(files) > channels or (len(files) < channels and not colours):
             wrong = f"lacks {name}_{missing[0]:04d}{ending}" if missing else f"has {len(files)} channels of {name}"
             raise UserError(f"-i {folder} {wrong}; this model takes {channels} channel(s), numbered from 0000")
         previous = previous_stage / f"{name}{ending}" if previous_stage else None
         if previous is not None and not previous.is_file():
             raise UserError(f"-prev_stage_predictions lacks {previous.name}; every image needs one")
-        cases.append(
-            Case(name, tuple(files[number] for number in range(channels)), output / f"{name}{ending}", previous)
-        )
+        cases.append(Case(name, tuple(files[number] for number in sorted(files)), output / f"{name}{ending}", previous))
     return cases
 
 

@@ -14,6 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from skimage.io import imread, imsave
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.data.phantoms import make_dataset
@@ -206,3 +207,64 @@ def test_a_missing_channel_is_named(trained, tmp_path, capsys):
     path.rename(path.with_name(path.name.replace("_0000", "_0001")))
     assert predict(model, copied, tmp_path / "out") == 1
     assert f"lacks {path.name}" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained_on_colours(trained, tmp_path_factory):
+    """The same in 2D, for nnU-Net's layout of natural images: three channels in one file."""
+    base = tmp_path_factory.mktemp("colours")
+    plans = json.loads((trained[0] / "plans.json").read_text().replace("Conv3d", "Conv2d").replace("Norm3d", "Norm2d"))
+    (configuration,) = plans["configurations"].values()
+    arguments = configuration["architecture"]["arch_kwargs"]
+    arguments |= {"kernel_sizes": [[3, 3], [3, 3]], "strides": [[1, 1], [2, 2]]}
+    configuration |= {"patch_size": [32, 32], "spacing": [1.0, 1.0], "batch_size": 2}
+    configuration |= {"normalization_schemes": ["ZScoreNormalization"] * 3, "use_mask_for_norm": [False] * 3}
+    plans |= {"configurations": {"2d": configuration}, "image_reader_writer": "NaturalImage2DIO"}
+    plans["foreground_intensity_properties_per_channel"] = {str(channel): {} for channel in range(3)}
+    dataset = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "a": 1, "b": 2}}
+    dataset |= {"numTraining": 1, "file_ending": ".png"}
+    model = base / "nnUNetTrainer__nnUNetPlans__2d"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    torch.manual_seed(0)
+    manager = PlansManager(plans)
+    network = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("2d"), 3, 3, False)
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "2d"},
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    (base / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one_file", "other"):
+        imsave(base / "images" / f"{name}_0000.png", rng.integers(0, 255, (40, 48, 3)).astype(np.uint8))
+    return model, base / "images"
+
+
+def test_colour_images_hold_the_channels(trained_on_colours, tmp_path, capsys):
+    model, images = trained_on_colours
+    (tmp_path / "nnunet").mkdir()
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    predictor.predict_from_files_sequential(str(images), str(tmp_path / "nnunet"))
+    assert predict(model, images, tmp_path / "out") == 0
+    for name in ("one_file", "other"):
+        found, expected = (imread(tmp_path / folder / f"{name}.png") for folder in ("out", "nnunet"))
+        assert found.shape == (40, 48) and (found != expected).mean() < 2e-2
+
+    copied = tmp_path / "images"
+    shutil.copytree(images, copied)
+    # Three grey files are three channels, too; one is too few.
+    colours = imread(copied / "other_0000.png")
+    for channel in range(3):
+        imsave(copied / f"other_{channel:04d}.png", colours[..., channel], check_contrast=False)
+    imsave(copied / "one_file_0000.png", colours[..., 0])
+    assert predict(model, copied, tmp_path / "again") == 1
+    assert "one_file_0000.png holds 1 channel(s); this model takes 3" in capsys.readouterr().err
+    imsave(copied / "one_file_0000.png", np.concatenate([colours, colours[..., :1]], axis=-1))
+    assert predict(model, copied, tmp_path / "again") == 1
+    assert "one_file_0000.png holds 4 channel(s); this model takes 3" in capsys.readouterr().err
+    assert (imread(tmp_path / "again" / "other.png") == imread(tmp_path / "out" / "other.png")).all()
