@@ -203,6 +203,29 @@ def test_a_damaged_image_costs_only_itself_and_a_damaged_support_says_so(weights
         assert sorted(path.name for path in (weights / "out").iterdir()) == ["a.nii.gz", "c.nii.gz"]
 
 
+@pytest.mark.parametrize("what", ["image cut short", "label cut short", "label of NaN"])
+def test_support_files_are_made_of_whole_files(tmp_path, capsys, what):
+    model = tmp_path / "nnUNetTrainerUniverSeg__nnUNetPlans__2d"
+    model.mkdir()
+    (model / "plans.json").write_text(json.dumps({
+        "label_manager": "LabelManager", "image_reader_writer": "SimpleITKIO",
+        "configurations": {"2d": {"preprocessor_name": "DefaultPreprocessor", "architecture": {}}},
+    }))  # fmt: skip
+    facts = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 7}, "file_ending": ".nii.gz"}
+    (model / "dataset.json").write_text(json.dumps(facts))
+    support(tmp_path, [(6, 32, 32)], ".nii.gz", (1, 1, 1))
+    damaged = tmp_path / ("images/s0_0000.nii.gz" if "image" in what else "labels/s0.nii.gz")
+    if "short" in what:
+        damaged.write_bytes(damaged.read_bytes()[:-30])
+    else:
+        sitk.WriteImage(sitk.Cast(sitk.ReadImage(str(damaged)), sitk.sitkFloat32) + float("nan"), str(damaged))
+    sets = ["--support-images", str(tmp_path / "images"), "--support-labels", str(tmp_path / "labels")]
+    assert main(["support", "--model", str(model), *sets, "-o", str(tmp_path / "mine.pt")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(damaged) in line and ("damaged or cut short" in line or "holds the value nan" in line)
+    assert not (tmp_path / "mine.pt").exists()
+
+
 @pytest.mark.parametrize("options", [["--uncertainty"], ["--ensemble", "3", "--strategy", "similar"]])
 def test_options_that_would_do_nothing_are_refused(options, weights, capsys):
     assert main(command(weights, *options)) == 2
