@@ -54,18 +54,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends without an exception.
 
     What killed processes left of their attempts at the same `path` is removed first.
 
+    Args:
+        path: the folder.
+        replace: a folder that is there already gives way when the new one is complete.
+
     Raises:
-        UserError: `path` exists already, or it cannot be created or written.
+        UserError: `path` exists already and is not to be replaced, or it cannot be created or written.
     """
     path = Path(path)
-    temporary = None
+    temporary = old = None
     with _said_plainly(path):
-        if path.exists():
+        if path.exists() and not (replace and path.is_dir()):
             raise UserError(f"{path} exists already; choose another folder or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
@@ -73,10 +77,21 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary = Path(tempfile.mkdtemp(prefix=writing_prefix(), suffix="-" + path.name, dir=path.parent))
             yield temporary
             temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
-            temporary.rename(path)
+            if replace and path.is_dir():
+                aside = Path(tempfile.mkdtemp(prefix=writing_prefix(), suffix="-" + path.name, dir=path.parent))
+                path.rename(aside)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    aside.rename(path)
+                    raise
+                old = aside
+            else:
+                temporary.rename(path)
         finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+            for left in (temporary, old):
+                if left is not None:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def writing_prefix() -> str:

@@ -17,6 +17,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
 from nnunet_ext.image_files import check_whole, read_image, read_nifti, whole_numbers, write_image
 from nnunet_ext.inference.image import read_image as read_prompted
+from nnunet_ext.inference.samples_file import write_samples
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".tif", ".tiff")
 PICTURES = (".png", ".bmp")
@@ -85,6 +86,18 @@ def test_what_was_written_in_part_never_appears(tmp_path, monkeypatch, ending):
     with pytest.raises(UserError, match=r"cannot write .*/a\.[a-z.]+: what was written is not whole"):
         write_image(sitk.GetImageFromArray(array_for(ending)), tmp_path / f"a{ending}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_old_samples(full_disk):
+    like = sitk.GetImageFromArray(np.zeros((8, 256, 256), np.uint8))
+    write_samples(full_disk, "a", np.zeros((2, 8, 256, 256), np.uint8), like)
+    before = {path: path.read_bytes() for path in (full_disk / "a").iterdir()}
+    noise = np.random.default_rng(0).integers(0, 200, (2, 8, 256, 256))
+    with pytest.raises(UserError, match=r"cannot write .*sample_00.nii.gz"):
+        write_samples(full_disk, "a", noise, like)
+    assert {path: path.read_bytes() for path in (full_disk / "a").iterdir()} == before
+    write_samples(full_disk, "a", np.ones((1, 8, 256, 256), np.uint8), like)
+    assert sorted(path.name for path in full_disk.rglob("*")) == ["a", "sample_00.nii.gz", "samples.json"]
 
 
 def nifti(shape: tuple[int, ...], content: bytes) -> bytes:

@@ -81,7 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     ending, previous_stage = predictor.dataset_json["file_ending"], arguments.prev_stage_predictions
     cases = cases_of(arguments.i, arguments.o, ending, predictor.channels, previous_stage, predictor.colours)
     cases = cases[arguments.part_id :: arguments.num_parts]
-    arguments.o.mkdir(parents=True, exist_ok=True)
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     write_arguments(predictor, arguments.o, shown)
     if arguments.continue_prediction:

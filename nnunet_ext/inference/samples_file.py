@@ -8,7 +8,6 @@ FOLDER/CASE/samples.json           how the samples were drawn
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,9 +63,7 @@ def write_samples(
         raise UserError(f"samples of {case} have the grid {samples.shape[1:]}, their image has {grid}")
     labels: np.ndarray = samples.astype(np.uint8 if int(samples.max()) < 256 else np.uint16)
     target = Path(folder) / case
-    if target.is_dir():
-        shutil.rmtree(target)
-    with atomic_folder(target) as writing:
+    with atomic_folder(target, replace=True) as writing:
         digits = max(2, len(str(len(labels) - 1)))
         for number, sample in enumerate(labels):
             image = sitk.GetImageFromArray(sample)

@@ -59,7 +59,7 @@ def test_names_are_never_commands(tmp_path, scheduler, name):
     pipeline = replace(
         FULL, scheduler=scheduler, dataset=dataset, configuration=name, path=str(stubs), setup=(), scratch="$TMPDIR",
         runs=(Run("nnUNetTrainerExt", name, name),), folds=("0",), references=places["images"],
-        resources=replace(FULL.resources, extra=()), variables=(("NNUNET_EXT_X", name),), **places,
+        resources=replace(FULL.resources, extra=()), variables=(("NNUNET_EXT_EPOCHS", name),), **places,
     )  # fmt: skip
     write(pipeline)
     source = Path(places["preprocessed"], dataset)
@@ -147,8 +147,8 @@ def test_folder_with_a_line_break_in_its_name_is_refused(base):  # noqa: F811
 
 
 def test_variables_of_other_names_are_left_out(base):  # noqa: F811
-    done = slurm(base, *TRAIN, "--dry-run", **{"NNUNET_EXT_;touch PWNED;": "1", "NNUNET_EXT_FINE": "a b"})
-    assert "PWNED" not in done.stdout and "export NNUNET_EXT_FINE='a b'\n" in done.stdout
+    done = slurm(base, *TRAIN, "--dry-run", **{"NNUNET_EXT_EPOCHS;touch PWNED;": "1", "NNUNET_EXT_EPOCHS": "a b"})
+    assert "PWNED" not in done.stdout and "export NNUNET_EXT_EPOCHS='a b'\n" in done.stdout
 
 
 def test_values_with_blanks_stay_one_word(base):  # noqa: F811
