@@ -20,6 +20,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class UsageError(UserError):
+    """An option whose value cannot work, whatever the files hold: the command line exits with status 2."""
+
+
 class TrainingError(UserError, SystemExit):
     """A `UserError` raised inside nnU-Net's own commands, which catch nothing.
 
@@ -29,3 +33,9 @@ class TrainingError(UserError, SystemExit):
     def __init__(self, message: str):
         super().__init__(message)
         self.code = f"nnunet_ext: {self}"
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as one line: a `UserError`'s words, anything else with its type before them."""
+    text = " ".join(str(error).split())
+    return one_line(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": "))

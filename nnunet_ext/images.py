@@ -11,7 +11,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import atomic_path
+from nnunet_ext.image_files import read_image as read_whole
+from nnunet_ext.image_files import read_values, whole_numbers, write_image
 
 # ITK's world axes point left, posterior and up, NIfTI's right, anterior and up.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -59,27 +60,27 @@ def read_mask(path: str | os.PathLike[str], image: Image) -> np.ndarray:
     """A label map (z, y, x) on the grid of `image`.
 
     Raises:
-        UserError: missing, unreadable, or on another grid.
+        UserError: missing, unreadable, on another grid, or with values that are not whole numbers.
     """
     volume = _read(Path(path))
     if volume.GetSize()[::-1] != image.shape or not np.allclose(affine_of(volume), image.affine, atol=1e-2):
         raise UserError(f"{path} lies on another grid than {image.name}; a mask must lie on the image's own")
-    return sitk.GetArrayFromImage(volume)
+    whole_numbers(path, read_values(path))
+    return whole_numbers(path, sitk.GetArrayFromImage(volume))
 
 
 def write_mask(mask: np.ndarray, image: Image, path: str | os.PathLike[str]) -> None:
-    """Write a label map (z, y, x) with the geometry of `image`, atomically.
+    """Write a label map (z, y, x) with the geometry of `image`, whole or not at all.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written whole.
     """
     volume = sitk.GetImageFromArray(mask)
     lps = LPS_TO_RAS @ image.affine
     volume.SetSpacing(image.spacing_mm[::-1])
     volume.SetOrigin(lps[:3, 3].tolist())
     volume.SetDirection((lps[:3, :3] / np.asarray(image.spacing_mm[::-1])).ravel().tolist())
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(volume, str(temporary), useCompression=True)
+    write_image(volume, path)
 
 
 def affine_of(volume: sitk.Image) -> np.ndarray:
@@ -91,12 +92,7 @@ def affine_of(volume: sitk.Image) -> np.ndarray:
 
 
 def _read(path: Path) -> sitk.Image:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        volume = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"{path} is damaged, cut short or no image; restore it") from None
+    volume = read_whole(path)
     if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path} is no 3D volume of one channel; give one file per channel")
     return volume

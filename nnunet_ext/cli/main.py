@@ -7,13 +7,14 @@ Every sub-command is a module here with a docstring (its help text), `add_argume
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UsageError, UserError
 
 COMMANDS = {
     "demo": "make a small data set, train, predict and evaluate, as a user would",
@@ -50,11 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(module.run(arguments))
         except UserError as error:
             print(f"nnunet_ext {name}: {error}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UsageError) else 1
         except BrokenPipeError:
             # The reader, such as `head`, has seen enough. Python would complain once more while flushing at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            print(f"nnunet_ext {name}: {error.filename}: the name is too long; choose a shorter one", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             print(f"nnunet_ext {name}: interrupted", file=sys.stderr)
             return 130

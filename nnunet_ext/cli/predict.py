@@ -79,11 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     previous = predictor.configuration_manager.previous_stage_name
     if previous and arguments.prev_stage_predictions is None:
         raise UserError(f"this is the second stage of a cascade; give -prev_stage_predictions of {previous}")
-    channels = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
-    ending = predictor.dataset_json["file_ending"]
-    cases = cases_of(arguments.i, arguments.o, ending, channels, arguments.prev_stage_predictions)
+    ending, previous_stage = predictor.dataset_json["file_ending"], arguments.prev_stage_predictions
+    cases = cases_of(arguments.i, arguments.o, ending, predictor.channels, previous_stage, predictor.colours)
     cases = cases[arguments.part_id :: arguments.num_parts]
-    arguments.o.mkdir(parents=True, exist_ok=True)
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     write_arguments(predictor, arguments.o, shown)
     if arguments.continue_prediction:

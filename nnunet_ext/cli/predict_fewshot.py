@@ -13,6 +13,8 @@ examples:
 Files are named as in nnU-Net: images case_0000.png or case_0000.nii.gz, label maps case.png or case.nii.gz. Results
 have the input's ending and geometry; variances go to OUT/uncertainty. A support case never supports an input of the
 same name.
+
+Exit status: 0 all cases segmented, 1 some could not be (each is named, the others are segmented), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cli.numbers import at_least_one
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, reason_of
 
 STRATEGIES = ("balanced", "random", "similar", "position")
 
@@ -86,11 +88,16 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "device": device,
     }
+    failed = 0
     for case, files in cases.items():
-        _predict(arguments, core, case, files, support, size, settings)
+        try:
+            _predict(arguments, core, case, files, support, size, settings)
+        except Exception as error:  # whatever it is, the other cases can be segmented
+            failed += 1
+            print(f"nnunet_ext predict-fewshot: {case}: {reason_of(error)}", file=sys.stderr)
     if not arguments.quiet:
-        print(f"{len(cases)} cases in {arguments.output}", file=sys.stderr)
-    return 0
+        print(f"{len(cases) - failed} of {len(cases)} cases in {arguments.output}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _say(arguments: argparse.Namespace, support, stored_size: int | None) -> None:

@@ -11,7 +11,7 @@ MODEL is a result folder, nnUNet_results/DATASET/nnUNetTrainerSAMMed3D__PLANS__C
 A prompt file bears its case's name: <case>.prompts.json, <case>.mrk.json (3D Slicer), <case>.json (grand-challenge), or
 <case>.csv (napari); docs/sam_med3d.md describes them. Windows lie around the clicks and follow the object where it
 leaves them. With --weights no training and no nnU-Net data set is needed. Cases whose label map exists are not run
-again with --continue. Label maps go to OUT/<case><file ending>.
+again with --continue, if it is whole. Label maps go to OUT/<case><file ending>.
 
 Exit status: 0 all cases segmented, 1 a case failed (the others are segmented), 2 wrong usage.
 """
@@ -22,7 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, reason_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draw", action="store_true", help="only draw the prompts, for -prev_stage_predictions")
     parser.add_argument("--radius", type=float, default=3.0, metavar="MM", help="of clicks drawn (default: 3)")
-    parser.add_argument("--continue", dest="skip", action="store_true", help="keep label maps that exist")
+    parser.add_argument("--continue", dest="skip", action="store_true", help="keep label maps that exist and are whole")
     parser.add_argument(
         "-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s"
     )
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.clicks.folder import draw_case, find_cases, parse_labels, segment_case
     from nnunet_ext.clicks.model import load_official, load_trained
+    from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = 0
     for case in tqdm(cases, disable=arguments.quiet, unit="case"):
         path = arguments.output / f"{case.case}{model.file_ending}"
-        if arguments.skip and path.is_file():
+        if arguments.skip and is_whole(path):
             continue
         try:
             if arguments.draw:
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 mask, image = segment_case(model, case, labels, arguments.space)
             write_mask(mask, image, path)
-        except UserError as error:
+        except Exception as error:  # whatever it is, the other cases can be segmented
             failed += 1
-            print(f"nnunet_ext predict-prompts: {error}", file=sys.stderr)
+            named = "" if isinstance(error, UserError) else f"{case.case}: "
+            print(f"nnunet_ext predict-prompts: {named}{reason_of(error)}", file=sys.stderr)
     return 1 if failed else 0

@@ -30,10 +30,10 @@ from pathlib import Path
 
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.cli.running import stop_on_signals
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.machine import available_cores
-from nnunet_ext.slurm.compose import compose
-from nnunet_ext.slurm.dialects import DIALECTS
+from nnunet_ext.slurm.compose import compose, split_options
+from nnunet_ext.slurm.dialects import DIALECTS, word
 from nnunet_ext.slurm.folder import files, submissions, write
 from nnunet_ext.slurm.job import Resources, parse_memory, parse_minutes
 from nnunet_ext.slurm.pipeline import Pipeline, jobs
@@ -175,13 +175,14 @@ def _compose(arguments: argparse.Namespace, num_gpus: int) -> Pipeline:
 def _options(texts: list[str]) -> tuple[str, ...]:
     """One option per line: "--qos=long --constraint a100" are two."""
     lines: list[str] = []
-    for word in (word for text in texts for word in shlex.split(text)):
-        if word.startswith("-"):
-            lines.append(word)
+    for text in split_options(texts):
+        if text.startswith("-"):
+            name, equals, value = text.partition("=")
+            lines.append(word(name) + equals + (word(value) if equals else ""))
         elif lines:
-            lines[-1] += f" {word}"
+            lines[-1] += f" {word(text)}"
         else:
-            raise UserError(f"--sbatch {word} is no option; expected such as --sbatch=--qos=long")
+            raise UsageError(f"--sbatch {text} is no option; expected such as --sbatch=--qos=long")
     return tuple(lines)
 
 

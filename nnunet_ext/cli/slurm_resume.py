@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.slurm.compose import split_options
 from nnunet_ext.slurm.folder import load
 from nnunet_ext.slurm.queue import require_slurm
 from nnunet_ext.slurm.resume import command, plan_resume, resume
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{pipeline.folder} is for {pipeline.scheduler}, not for Slurm; {again}: what is finished is skipped"
         )
     require_slurm()
-    options = [word for text in arguments.sbatch for word in shlex.split(text)]
+    options = split_options(arguments.sbatch)
     plan = plan_resume(pipeline)
     if not plan.submit:
         print("nothing to submit: everything is finished or in the queue", file=sys.stderr)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.cli.numbers import at_least_one
-from nnunet_ext.errors import UserError, one_line
+from nnunet_ext.errors import UserError, one_line, reason_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
             references = [find_reference(folder, case) for folder in arguments.reference]
             result = measure_files(files, references, labels, bins=arguments.bins, unbiased=arguments.unbiased)
             write_maps(result.maps, files[0], output, case)
-        except UserError as error:
-            failures[case] = str(error)
+        except Exception as error:  # a strange file must not cost the other cases
+            failures[case] = reason_of(error)
             continue
         results[case] = {
             "samples": result.samples,

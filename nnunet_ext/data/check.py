@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nnunet_ext.data.cohort import compare_cases, grouped_folds, patient_groups
 from nnunet_ext.data.findings import SEVERITIES, Finding
 from nnunet_ext.data.forecast import forecast
-from nnunet_ext.data.inspect_case import CaseFacts, inspect_case
+from nnunet_ext.data.inspect_case import CaseFacts, checking, inspect_case
 from nnunet_ext.data.layout import CaseFiles, Layout, raw_dataset, read_layout
 from nnunet_ext.errors import UserError
 from nnunet_ext.workers import in_workers
@@ -77,7 +77,9 @@ def check_dataset(
     """
     layout = read_layout(raw_dataset(dataset))
     cases, lost = _inspect(layout, processes, progress)
-    findings = [*layout.findings, *lost, *(f for case in cases for f in case.findings), *compare_cases(layout, cases)]
+    findings = [*layout.findings, *lost, *(f for case in cases for f in case.findings)]
+    with checking(layout.folder, findings):
+        findings += compare_cases(layout, cases)
     splits = None
     if patients is not None:
         try:
@@ -105,7 +107,7 @@ def _relative(file: str, layout: Layout) -> str:
 
 
 def _inspect(layout: Layout, processes: int, progress: bool) -> tuple[list[CaseFacts], list[Finding]]:
-    work = partial(inspect_case, values=layout.values, colours_allowed=len(layout.channels))
+    work = partial(inspect_case, values=layout.values, channels=len(layout.channels))
     cases: Sequence[CaseFiles] = layout.cases
     results: dict[tuple[str, str], CaseFacts] = {}
     lost = []

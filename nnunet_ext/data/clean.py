@@ -21,7 +21,7 @@ from nnunet_ext.data.clean_rules import PAIRED, RULES, SETS, Case
 from nnunet_ext.data.inspect_case import hash_voxels
 from nnunet_ext.data.layout import CaseFiles, Layout, raw_dataset, read_layout
 from nnunet_ext.data.volumes import read_volume
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import atomic_folder, write_json
 
 LOG = "cleaning.json"
@@ -110,10 +110,25 @@ def _all_cases(
     for files in tqdm(layout.cases, desc="clean", unit="case", delay=2, disable=not progress):
         try:
             yield _one_case(layout, files, rules, renumbered, paired, folder)
-        except UserError as error:
+        except OSError:
+            raise  # the new data set cannot be written
+        except Exception as error:
+            # A header or voxels without sense may stop any library at any line.
+            known = isinstance(error, UserError)
+            reason = str(error) if known else f"case {files.name} cannot be cleaned ({reason_of(error)})"
             if "drop-unreadable" not in rules:
-                raise UserError(f"{error} (or add the rule drop-unreadable)") from None
-            yield {"name": files.name, "split": files.split, "dropped": str(error), "changes": [], "files": []}
+                raise UserError(f"{reason} (or add the rule drop-unreadable)") from None
+            if folder is not None:
+                for target in _targets(layout, files):
+                    (folder / target).unlink(missing_ok=True)
+            yield {"name": files.name, "split": files.split, "dropped": reason, "changes": [], "files": []}
+
+
+def _targets(layout: Layout, files: CaseFiles) -> list[str]:
+    """The files of a case in the new data set: its channels, then its label map."""
+    ending = layout.file_ending
+    channels = [f"images{files.split}/{files.name}_{channel:04d}{ending}" for channel in range(len(files.images))]
+    return [*channels, f"labels{files.split}/{files.name}{ending}"]
 
 
 def _one_case(
@@ -155,15 +170,15 @@ def _one_case(
         if case.dropped is not None:
             break
     written = []
+    targets = _targets(layout, files)
     if case.dropped is None:
         for channel, volume in enumerate(volumes):
-            target = f"images{files.split}/{files.name}_{channel:04d}{layout.file_ending}"
+            target = targets[channel]
             array = case.images[channel] if case.image_changed[channel] else None
             written.append(_write(folder, target, volume.path, volume.array, array, case.affines[channel]))
         if label is not None and case.label_affine is not None:
-            target = f"labels{files.split}/{files.name}{layout.file_ending}"
             array = case.labels if case.label_changed else None
-            written.append(_write(folder, target, label.path, label.array, array, case.label_affine))
+            written.append(_write(folder, targets[-1], label.path, label.array, array, case.label_affine))
     return {"name": files.name, "split": files.split, "dropped": case.dropped, "changes": changes, "files": written}
 
 
@@ -198,7 +213,7 @@ def _write(
 def _integers(path: Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
-    if not np.isfinite(array).all() or (array != np.rint(array)).any():
+    if not np.isfinite(array).all() or (array != np.rint(array)).any() or np.abs(array).max(initial=0) >= 2**31:
         raise UserError(f"{path} has values that are not whole numbers; make the label map again")
     return array.astype(np.int32)
 

@@ -209,6 +209,8 @@ def _left_right(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:
         if case.label is None or not case.images or not case.images[0].orientation:
             continue
         width = case.label.extent_mm[0]
+        if not width > 0:  # a voxel size of 0, reported elsewhere
+            continue
         for value, centre in case.label.centroid_mm.items():
             by_value[value].append((case.label.file, centre[0] / width))
         for left, right in _pairs(layout):

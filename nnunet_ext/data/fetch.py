@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import http.client
+import lzma
 import os
+import socket
+import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -21,6 +27,8 @@ from nnunet_ext.files import read_json, write_json
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
 _ATTEMPTS = 6
+# Nobody listens there, or the name is unknown: waiting longer seldom helps.
+_ATTEMPTS_WITHOUT_ANSWER = 3
 
 
 def download(url: str, path: str | os.PathLike[str], md5: str, pause_s: float = 2.0, progress: bool = False) -> Path:
@@ -37,7 +45,8 @@ def download(url: str, path: str | os.PathLike[str], md5: str, pause_s: float = 
         progress: show a bar on stderr for work longer than two seconds.
 
     Raises:
-        UserError: the server refuses, the connection fails six times without a new byte, the checksum is wrong.
+        UserError: the server refuses, the connection fails six times without a new byte or three times without an
+            answer, the checksum is wrong. Each further attempt is announced on stderr.
     """
     path = Path(path)
     if path.is_file() and _md5(path) == md5:
@@ -49,6 +58,7 @@ def download(url: str, path: str | os.PathLike[str], md5: str, pause_s: float = 
         raise UserError(f"cannot write {path}: {error.strerror}; choose a folder you may write to") from None
     failures = 0
     while True:
+        attempts = _ATTEMPTS
         before = part.stat().st_size if part.exists() else 0
         try:
             if _continue(url, part, state, progress):
@@ -61,12 +71,17 @@ def download(url: str, path: str | os.PathLike[str], md5: str, pause_s: float = 
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise UserError(f"cannot write {part}: {error.strerror}") from None
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
+                attempts = _ATTEMPTS_WITHOUT_ANSWER
+            reason = " ".join(str(cause).split()) or type(error).__name__
         grown = (part.stat().st_size if part.exists() else 0) > before
         failures = 0 if grown else failures + 1
-        if failures == _ATTEMPTS:
+        if failures >= attempts:
             raise UserError(f"cannot download {url} ({reason}); run the same command again to continue")
-        time.sleep(pause_s * 2**failures / 2)
+        pause = pause_s * 2**failures / 2
+        print(f"{url}: {reason}; trying again in {pause:g} s ({failures + 1} of {attempts})", file=sys.stderr)
+        time.sleep(pause)
     found = _md5(part)
     if found != md5:
         part.unlink()
@@ -79,7 +94,7 @@ def download(url: str, path: str | os.PathLike[str], md5: str, pause_s: float = 
 
 def _continue(url: str, part: Path, state: Path, progress: bool) -> bool:
     """Fetch what is missing; whether the file is complete."""
-    known = read_json(state) if state.exists() and part.exists() else {}
+    known = _known(state) if part.exists() else {}
     have = part.stat().st_size if known.get("url") == url and part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "nnunet_ext"})
     if have and known.get("size") == have:
@@ -107,6 +122,17 @@ def _continue(url: str, part: Path, state: Path, progress: bool) -> bool:
     return size is None or part.stat().st_size == size
 
 
+def _known(state: Path) -> dict[str, Any]:
+    """What is known of an unfinished download; nothing, where the file does not say it."""
+    try:
+        known = read_json(state)
+    except UserError:
+        return {}
+    if not isinstance(known, dict) or not isinstance(known.get("etag"), (str, type(None))):
+        return {}
+    return known
+
+
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
@@ -124,7 +150,7 @@ def archive_files(path: str | os.PathLike[str]) -> Iterator[tuple[PurePosixPath,
         UserError: the archive is damaged, or has a member that would lie outside the folder it is unpacked in, or a
             link or device.
     """
-    try:
+    with intact(path):
         with tarfile.open(path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
@@ -136,5 +162,17 @@ def archive_files(path: str | os.PathLike[str]) -> Iterator[tuple[PurePosixPath,
                     file = archive.extractfile(member)
                     assert file is not None
                     yield name, file
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is no intact tar archive ({error}); remove it and download it again") from None
+
+
+@contextlib.contextmanager
+def intact(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block, errors of reading an archive or its members become a line that says so.
+
+    Raises:
+        UserError: the archive is damaged.
+    """
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{path} is no intact tar archive ({text}); remove it and download it again") from None

@@ -20,6 +20,7 @@ CHECKS: dict[str, tuple[str, str]] = {
     "stray-file": ("warning", "remove it or rename it to CASE_0000 + file ending; nnU-Net ignores it silently"),
     # one file
     "unreadable": ("error", "restore the file from its source; SimpleITK may read it with the missing part set to 0"),
+    "not-checked": ("error", "the header or the voxels make no sense; write the file anew from its source"),
     "not-3d": ("error", "split it into one 3D file per channel, CASE_0000, CASE_0001 ..."),
     "channel-count": ("error", "an RGB image counts as three channels; make channel_names and the files agree"),
     "simpleitk-refuses": ("error", "make the axes orthogonal (data clean --rules repair-forms); nnU-Net reads it so"),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
 from nnunet_ext.evaluation.labels import Labels, labels_from_dataset_json
 from nnunet_ext.files import atomic_folder, link_or_copy, read_json, write_json
+from nnunet_ext.image_files import read_image
 
 # nnU-Net makes five folds.
 FEWEST_TRAINING_CASES = 5
@@ -155,13 +153,4 @@ def _check(source: RawDataset, name: str) -> None:
 
 def _read_shape(path: Path) -> tuple[int, ...]:
     """Shape (z, y, x) of an image that can be read to its end."""
-    try:
-        if path.suffix == ".gz":
-            # SimpleITK fills the missing part of a truncated file with zeros and says nothing.
-            with gzip.open(path) as compressed:
-                while compressed.read(1 << 24):
-                    pass
-        return tuple(sitk.ReadImage(str(path)).GetSize()[::-1])
-    except (RuntimeError, EOFError, zlib.error, OSError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} is damaged or no image ({reason}); restore it or create it again") from None
+    return tuple(read_image(path).GetSize()[::-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ from nnunet_ext.data.findings import Finding
 from nnunet_ext.data.layout import CaseFiles
 from nnunet_ext.data.thumbnails import overlay
 from nnunet_ext.data.volumes import TOLERANCE_MM, Volume, displacement_mm, read_volume
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.evaluation.surface import foreground_box
 
 # Side of the coarse copy by which scans are recognised again.
@@ -76,22 +78,26 @@ class CaseFacts:
     thumbnail: bytes | None = field(repr=False, default=None)
 
 
-def inspect_case(case: CaseFiles, values: tuple[int, ...], colours_allowed: int = 1) -> CaseFacts:
-    """Read every file of a case.
+def inspect_case(case: CaseFiles, values: tuple[int, ...], channels: int = 1) -> CaseFacts:
+    """Read every file of a case. Never raises: what cannot be checked is a finding.
 
     Args:
         case: its files.
         values: label values that dataset.json declares, 0 included.
-        colours_allowed: channels of dataset.json; a single colour image may hold them all.
+        channels: how many dataset.json names; a colour image holds several.
     """
     findings: list[Finding] = []
     label_volume = _read(case.label, findings) if case.label is not None else None
-    labels = _whole_numbers(label_volume, findings) if label_volume is not None else None
+    labels: np.ndarray | None = None
+    if label_volume is not None:
+        with checking(label_volume.path, findings):
+            labels = _whole_numbers(label_volume, findings)
     images: list[ImageFacts] = []
     samples: list[np.ndarray] = []
     first: Volume | None = None
     thumbnail = None
     step = 1
+    read = 0
     for path in case.images:
         volume = _read(path, findings)
         if volume is None:
@@ -100,21 +106,23 @@ def inspect_case(case: CaseFiles, values: tuple[int, ...], colours_allowed: int 
             text = f"shape {volume.array.shape[::-1]} (x, y, z, t); expected one 3D volume"
             findings.append(Finding("not-3d", str(path), text))
             continue
-        if volume.colours not in (1, colours_allowed):
-            text = f"{volume.colours} values per pixel; dataset.json names {colours_allowed} channels"
-            findings.append(Finding("channel-count", str(path), text))
-        images.append(_image_facts(volume, findings))
-        if first is None:
-            first = volume
-            # About the same number of voxels whatever the size, for the brightness inside labels.
-            step = max(1, round((volume.spatial.size / (8 * _SAMPLES)) ** (1 / volume.spatial.ndim)))
-            if labels is None or labels.shape == volume.spatial.shape:
-                thumbnail = overlay(volume.spatial, labels, volume.spacing_mm)
-        else:
-            findings += _compare_grids(first, volume)
-        samples.append(np.ascontiguousarray(volume.spatial[(slice(None, None, step),) * volume.spatial.ndim]))
+        read += volume.colours
+        with checking(path, findings):
+            images.append(_image_facts(volume, findings))
+            if first is None:
+                first = volume
+                # About the same number of voxels whatever the size, for the brightness inside labels.
+                step = max(1, round((volume.spatial.size / (8 * _SAMPLES)) ** (1 / volume.spatial.ndim)))
+                if labels is None or labels.shape == volume.spatial.shape:
+                    thumbnail = overlay(volume.spatial, labels, volume.spacing_mm)
+            else:
+                findings += _compare_grids(first, volume)
+            samples.append(np.ascontiguousarray(volume.spatial[(slice(None, None, step),) * volume.spatial.ndim]))
         if volume is not first:
             del volume
+    if read != channels and not any(finding.check in ("unreadable", "not-3d") for finding in findings):
+        text = f"{read} values per pixel in {len(case.images)} files; dataset.json names {channels} channels"
+        findings.append(Finding("channel-count", str(case.images[0]), text))
     hashes = [image.blake2b for image in images]
     for position, image in enumerate(images):
         if image.blake2b in hashes[:position]:
@@ -123,20 +131,31 @@ def inspect_case(case: CaseFiles, values: tuple[int, ...], colours_allowed: int 
             )
     facts = None
     if labels is not None and label_volume is not None:
-        fits = True
-        if first is not None:
-            grid = _compare_grids(first, label_volume)
-            findings += grid
-            fits = not any(f.check == "shape-differs" for f in grid)
-        facts = _label_facts(label_volume, labels, values, samples if fits else [], step, findings)
+        with checking(label_volume.path, findings):
+            fits = True
+            if first is not None:
+                grid = _compare_grids(first, label_volume)
+                findings += grid
+                fits = not any(f.check == "shape-differs" for f in grid)
+            facts = _label_facts(label_volume, labels, values, samples if fits else [], step, findings)
     return CaseFacts(case.name, case.split, tuple(images), facts, tuple(findings), thumbnail)
+
+
+@contextlib.contextmanager
+def checking(path: Any, findings: list[Finding]) -> Iterator[None]:
+    """Turn whatever goes wrong with one file into a finding, so that it costs no other file its report."""
+    try:
+        yield
+    except Exception as error:
+        findings.append(Finding("not-checked", str(path), f"cannot be checked ({reason_of(error)})"))
 
 
 def _read(path: Any, findings: list[Finding]) -> Volume | None:
     try:
         volume = read_volume(path)
-    except UserError as error:
-        findings.append(Finding("unreadable", str(path), str(error).removeprefix(f"{path} ").split(";")[0]))
+    except Exception as error:  # one file must not cost the others their report
+        reason = str(error).removeprefix(f"{path} ").split(";")[0] if isinstance(error, UserError) else reason_of(error)
+        findings.append(Finding("unreadable", str(path), reason))
         return None
     findings += volume.findings
     return volume
@@ -186,7 +205,10 @@ def hash_voxels(array: np.ndarray) -> str:
 
 
 def _invertible(affine: np.ndarray) -> bool:
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0)
+    """Whether every axis of the array runs along one of the patient's."""
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0:
+        return False
+    return bool(np.isfinite(nibabel.io_orientation(affine)).all())
 
 
 def _coarse(volume: Volume) -> np.ndarray:
@@ -231,7 +253,7 @@ def _whole_numbers(volume: Volume, findings: list[Finding]) -> np.ndarray | None
         findings.append(Finding("not-3d", name, text))
         return None
     if array.dtype.kind == "f":
-        bad = ~np.isfinite(array) | (array != np.rint(array))
+        bad = ~np.isfinite(array) | (array != np.rint(array)) | (np.abs(array) >= 2**31)
         if bad.any():
             text = f"{int(bad.sum())} voxels such as {array[bad].flat[0]:g}; expected whole numbers"
             findings.append(Finding("label-not-whole", name, text))

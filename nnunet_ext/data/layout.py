@@ -90,25 +90,34 @@ def read_layout(folder: Path) -> Layout:
     if not path.is_file():
         raise UserError(f"{folder} has no dataset.json; expected an nnU-Net raw data set (see nnunet_ext data convert)")
     description = read_json(path)
+    if not isinstance(description, dict):
+        raise UserError(f"{path} is no JSON object; expected nnU-Net v2's form of dataset.json")
     channels = description.get("channel_names", description.get("modality"))
     labels, ending = description.get("labels"), description.get("file_ending")
-    if not (isinstance(channels, dict) and channels and isinstance(labels, dict) and isinstance(ending, str)):
+    if not (isinstance(channels, dict) and channels and isinstance(labels, dict) and isinstance(ending, str)) or (
+        not ending.startswith(".")
+    ):
         raise UserError(
             f"{path} lacks channel_names, labels or file_ending; expected nnU-Net v2's form of dataset.json"
         )
     findings = list(_check_labels(path, labels))
+    names, odd = _channel_names(path, channels)
+    findings += odd
     if not isinstance(description.get("numTraining"), int):
         findings.append(Finding("dataset-json", str(path), "no numTraining"))
     cases: list[CaseFiles] = []
     if isinstance(description.get("dataset"), dict):
         for name, files in description["dataset"].items():
+            if not (isinstance(files, dict) and isinstance(files.get("images"), list) and files["images"]):
+                raise UserError(f"{path} lists no images of case {name}; expected images and label for each")
             images = tuple(folder / os.path.expandvars(image) for image in files["images"])
-            cases.append(CaseFiles(name, "Tr", images, folder / os.path.expandvars(files["label"])))
+            label = files.get("label")
+            cases.append(CaseFiles(name, "Tr", images, folder / os.path.expandvars(str(label)) if label else None))
         splits: tuple[str, ...] = ("Ts",)
     else:
         splits = SPLITS
     for split in splits:
-        found, wrong = _find_cases(folder, split, ending, len(channels))
+        found, wrong = _find_cases(folder, split, ending, len(channels), _colours(description, ending))
         cases += found
         findings += wrong
     training = sum(case.split == "Tr" for case in cases)
@@ -117,14 +126,47 @@ def read_layout(folder: Path) -> Layout:
         findings.append(Finding("case-count", str(path), f"numTraining is {declared}, {training} cases are complete"))
     if not training and not any(f.check == "missing-channel" for f in findings):
         raise UserError(f"{folder / 'imagesTr'} has no case named CASE_0000{ending}; check file_ending in {path}")
-    names = tuple(str(channels[key]) for key in sorted(channels, key=int))
     return Layout(folder, description, names, labels, ending, tuple(cases), tuple(findings))
+
+
+def _channel_names(path: Path, channels: dict[str, Any]) -> tuple[tuple[str, ...], list[Finding]]:
+    """The names in the order of their numbers, or as they stand where these are none."""
+    findings = []
+    order = [str(number) for number in range(len(channels))]
+    if set(channels) != set(order):
+        text = f"channel_names are numbered {', '.join(channels)}; expected {', '.join(order)}"
+        findings.append(Finding("dataset-json", str(path), text))
+        order = list(channels)
+    if odd := [name for name in channels.values() if not isinstance(name, str) or not name]:
+        findings.append(Finding("dataset-json", str(path), f"a channel is named {odd[0]!r}; expected a word"))
+    return tuple(str(channels[number]) for number in order), findings
+
+
+def _colours(description: dict[str, Any], ending: str) -> bool:
+    """Whether nnU-Net reads the files with its reader of natural images, for which a file may hold several channels."""
+    reader = description.get("overwrite_image_reader_writer", "NaturalImage2DIO")
+    return ending.lower() in (".png", ".bmp", ".tif") and reader in ("NaturalImage2DIO", "None", None)
+
+
+def _holds_several(path: Path) -> bool:
+    """Whether an image has colours; an unreadable one may, and is reported as unreadable."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return True
+    return bool(reader.GetNumberOfComponents() > 1)
 
 
 def _check_labels(path: Path, labels: dict[str, Any]) -> list[Finding]:
     try:
+        if any(isinstance(v, float) and v != int(v) for value in labels.values() for v in _as_list(value)):
+            raise ValueError
         values = sorted({int(v) for value in labels.values() for v in (value if isinstance(value, list) else [value])})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{path} has a label whose value is not a whole number or a list of them") from None
     if labels.get("background") != 0:
         return [Finding("dataset-json", str(path), f"background is {labels.get('background')}; expected 0")]
@@ -133,7 +175,9 @@ def _check_labels(path: Path, labels: dict[str, Any]) -> list[Finding]:
     return []
 
 
-def _find_cases(folder: Path, split: str, ending: str, channels: int) -> tuple[list[CaseFiles], list[Finding]]:
+def _find_cases(
+    folder: Path, split: str, ending: str, channels: int, colours: bool
+) -> tuple[list[CaseFiles], list[Finding]]:
     images, label_folder = folder / f"images{split}", folder / f"labels{split}"
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     matches = {path: pattern.fullmatch(path.name) for path in sorted(images.glob("*")) if path.name[0] != "."}
@@ -146,8 +190,12 @@ def _find_cases(folder: Path, split: str, ending: str, channels: int) -> tuple[l
     for name in sorted(counted):
         wanted = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
         missing = [path for path in wanted if path.name not in present]
+        if missing and colours and wanted[0] not in missing and _holds_several(wanted[0]):
+            # Whether their colours add up is seen when they are read.
+            wanted = tuple(path for path in wanted if path not in missing)
+            missing = []
         findings += [Finding("missing-channel", str(p), f"one of {channels} channels of case {name}") for p in missing]
-        if counted[name] > channels - len(missing):
+        if counted[name] > len(wanted) - len(missing):
             text = f"{counted[name]} channel files; dataset.json names {channels}"
             findings.append(Finding("channel-count", str(images / name), text))
         label: Path | None = label_folder / f"{name}{ending}"
@@ -161,3 +209,7 @@ def _find_cases(folder: Path, split: str, ending: str, channels: int) -> tuple[l
         if path.name[0] != "." and path.name[: -len(ending)] not in counted:
             findings.append(Finding("label-without-image", str(path), "no image of that name"))
     return cases, findings
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

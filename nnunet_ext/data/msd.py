@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import nibabel
 
-from nnunet_ext.data.fetch import archive_files, download
-from nnunet_ext.errors import UserError
+from nnunet_ext.data.fetch import archive_files, download, intact
+from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import atomic_folder, write_json
+from nnunet_ext.image_files import HEADER_ERRORS, check_whole
+
+# Bytes; the largest of the Decathlon's has some 50 KB.
+_LARGEST_DESCRIPTION = 1 << 24
 
 BASE = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 ENDING = ".nii.gz"
@@ -105,17 +110,18 @@ def convert_archive(archive: str | os.PathLike[str], target: str | os.PathLike[s
     with atomic_folder(target) as folder:
         for kind in found:
             (folder / kind).mkdir()
-        for name, file in archive_files(archive):
-            kind = name.parent.name
-            if name.name == "dataset.json":
-                description = _read_description(archive, file)
-            elif kind in found and name.name.endswith(ENDING):
-                case = name.name.removesuffix(ENDING)
-                _unpack(file, folder / kind, case, split=kind.startswith("images"))
-                found[kind].add(case)
+        with intact(archive):
+            for name, file in archive_files(archive):
+                kind = name.parent.name
+                if name.name == "dataset.json":
+                    description = _read_description(archive, file)
+                elif kind in found and name.name.endswith(ENDING):
+                    case = name.name.removesuffix(ENDING)
+                    _unpack(file, folder / kind, case, split=kind.startswith("images"))
+                    found[kind].add(case)
         if description is None:
             raise UserError(f"{archive} has no dataset.json; it is no archive of the Decathlon")
-        listed = {PurePosixPath(pair["image"]).name.removesuffix(ENDING) for pair in description.get("training", [])}
+        listed = {PurePosixPath(pair["image"]).name.removesuffix(ENDING) for pair in description["training"]}
         for kind in ("imagesTr", "labelsTr"):
             if found[kind] != listed:
                 odd = sorted(found[kind] ^ listed)[0]
@@ -134,27 +140,40 @@ def convert_archive(archive: str | os.PathLike[str], target: str | os.PathLike[s
 
 def _read_description(archive: str | os.PathLike[str], file: IO[bytes]) -> dict[str, Any]:
     try:
-        description = json.loads(file.read().decode("utf-8"))
-        if all(isinstance(description[key], dict) for key in ("modality", "labels")):
+        description = json.loads(file.read(_LARGEST_DESCRIPTION).decode("utf-8"))
+        training = description.setdefault("training", [])
+        if (
+            all(isinstance(description[key], dict) and description[key] for key in ("modality", "labels"))
+            and all(isinstance(name, str) for key in ("modality", "labels") for name in description[key].values())
+            and all(number.isdecimal() for key in ("modality", "labels") for number in description[key])
+            and all(isinstance(pair["image"], str) for pair in training)
+        ):
             return dict(description)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise UserError(f"{archive} has a dataset.json without modality and labels; it is no archive of the Decathlon")
+    raise UserError(
+        f"{archive} has a dataset.json without numbered modality and labels, or with odd entries; it is no archive of "
+        "the Decathlon"
+    )
 
 
 def _unpack(file: IO[bytes], folder: Path, case: str, split: bool) -> None:
     whole = folder / f"{case}{ENDING}"
     with open(whole, "wb") as target:
         shutil.copyfileobj(file, target, 1 << 20)
-    if not split:
-        return
     try:
+        check_whole(whole)
+        if not split:
+            return
         image: Any = nibabel.load(whole)
         if len(image.shape) == 3:
             whole.rename(folder / f"{case}_0000{ENDING}")
             return
+        if len(image.shape) != 4:
+            raise ValueError(f"shape {image.shape}; expected three axes, or four with channels")
         for channel in range(image.shape[3]):
             nibabel.save(image.slicer[..., channel], folder / f"{case}_{channel:04d}{ENDING}")
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{whole.name} in the archive is damaged ({error}); download it again") from None
+    except (UserError, EOFError, zlib.error, MemoryError, *HEADER_ERRORS) as error:
+        text = reason_of(error).replace(f"{whole} ", "")
+        raise UserError(f"{whole.name} in the archive is damaged ({text}); download it again") from None
     whole.unlink()

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_folder, write_json
+from nnunet_ext.image_files import write_image
 
 LABELS = {"background": 0, "liver": 1, "vessel": 2, "kidneys": 3, "lesion": 4}
 
@@ -234,6 +235,6 @@ def _write(phantom: Phantom, array: np.ndarray, path: Path) -> None:
     image.SetOrigin(phantom.origin_mm)
     image.SetDirection(phantom.direction)
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
+        write_image(image, path)
     except RuntimeError:
         raise UserError(f"cannot write {path}; is the disk full?") from None

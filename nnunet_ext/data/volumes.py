@@ -6,22 +6,17 @@ of the two geometries. So NIfTI is read here with nibabel and compared with what
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.errors import UserError
+from nnunet_ext.image_files import HEADER_ERRORS, read_image, read_nifti
 from nnunet_ext.images import LPS_TO_RAS
 
 # Headers store single precision, so two honest copies of one grid differ by about this much.
@@ -88,32 +83,23 @@ def displacement_mm(shape: tuple[int, ...], first: np.ndarray, second: np.ndarra
 
 
 def _read_nifti(path: Path) -> Volume:
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)  # reads to the end, checksums included
-        kind = nibabel.Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nibabel.Nifti1Image
-        image = kind.from_bytes(data)
-        # nibabel quietly mends voxel sizes of 0 in its copy of the header.
-        size = kind.header_class.template_dtype.itemsize
-        stored = kind.header_class(data[:size], check=False)["pixdim"]
-        proxy: Any = image.dataobj
-        array: np.ndarray = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}); restore it") from None
-    except (TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
-        raise UserError(f"{path} is no readable NIfTI file ({' '.join(str(error).split())}); restore it") from None
+    file = read_nifti(path)
+    image, array = file.image, file.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype.names:  # RGB, stored as a record
         raise UserError(f"{path} holds colours; expected one number per voxel")
-    spacing = tuple(float(value) for value in stored[1 : 1 + min(array.ndim, 3)])
-    findings = _check_header(path, image, spacing)
+    # nibabel quietly mends voxel sizes of 0 in its copy of the header.
+    spacing = tuple(float(value) for value in file.stored["pixdim"][1 : 1 + min(array.ndim, 3)])
+    try:
+        affine = image.affine
+        findings = _check_header(path, image, spacing)
+    except HEADER_ERRORS as error:
+        text = f"damaged header ({' '.join(str(error).split())})"
+        raise UserError(f"{path} has a {text}; write it anew") from None
     if array.ndim <= 3 and not findings:
-        findings = _compare_with_simpleitk(path, array.shape, image.affine)
-    return Volume(
-        path, array.T, float(proxy.slope), float(proxy.inter), image.affine, spacing, 1, True, tuple(findings)
-    )
+        findings = _compare_with_simpleitk(path, array.shape, affine)
+    return Volume(path, array.T, file.slope, file.inter, affine, spacing, 1, True, tuple(findings))
 
 
 def _check_header(path: Path, image: Any, spacing: tuple[float, ...]) -> list[Finding]:
@@ -130,6 +116,8 @@ def _check_header(path: Path, image: Any, spacing: tuple[float, ...]) -> list[Fi
     qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
     if qform is None and sform is None:
         findings.append(Finding("no-form", name, "qform and sform codes are both 0"))
+    if qform is not None and not np.isfinite(qform).all():
+        return [*findings, Finding("forms-disagree", name, "the qform holds NaN or infinite numbers")]
     if sform is not None:
         columns = np.linalg.norm(sform[:3, :3], axis=0)
         if not np.isfinite(sform).all() or columns.min() <= 0:
@@ -182,10 +170,7 @@ def _simpleitk_affine(image: Any) -> np.ndarray:
 
 
 def _read_simpleitk(path: Path) -> Volume:
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"{path} is damaged, cut short or no image; restore it") from None
+    image = read_image(path)
     array, spacing = sitk.GetArrayFromImage(image), tuple(image.GetSpacing())
     findings = []
     if not all(np.isfinite(value) and value > 0 for value in spacing):

@@ -8,7 +8,6 @@ FOLDER/CASE/samples.json           how the samples were drawn
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nnunet_ext import __version__
 from nnunet_ext.diffusion.uncertainty import maps_of_probabilities
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_folder, write_json
+from nnunet_ext.image_files import read_image, write_image
 
 PROBABILITIES = "probabilities.npz"
 SETTINGS = "samples.json"
@@ -54,7 +54,7 @@ def write_samples(
     Raises:
         UserError: `like` cannot be read, has another grid, or the folder cannot be written.
     """
-    geometry = like if isinstance(like, sitk.Image) else _read_image(Path(like))
+    geometry = like if isinstance(like, sitk.Image) else read_image(like)
     grid = geometry.GetSize()[::-1]
     if samples.ndim == len(grid) + 2 and samples.shape[1] == 1:
         samples = samples[:, 0]
@@ -63,16 +63,14 @@ def write_samples(
         raise UserError(f"samples of {case} have the grid {samples.shape[1:]}, their image has {grid}")
     labels: np.ndarray = samples.astype(np.uint8 if int(samples.max()) < 256 else np.uint16)
     target = Path(folder) / case
-    if target.is_dir():
-        shutil.rmtree(target)
-    with atomic_folder(target) as writing:
+    with atomic_folder(target, replace=True) as writing:
         digits = max(2, len(str(len(labels) - 1)))
         for number, sample in enumerate(labels):
             image = sitk.GetImageFromArray(sample)
             image.SetSpacing(geometry.GetSpacing())
             image.SetOrigin(geometry.GetOrigin())
             image.SetDirection(geometry.GetDirection())
-            sitk.WriteImage(image, str(writing / f"sample_{number:0{digits}d}.nii.gz"), useCompression=True)
+            write_image(image, writing / f"sample_{number:0{digits}d}.nii.gz")
         if probabilities is not None:
             _write_probabilities(writing / PROBABILITIES, probabilities, regions)
         facts = {"samples": len(labels), "written_by": f"nnunet_ext {__version__}"}
@@ -88,10 +86,3 @@ def _write_probabilities(path: Path, probabilities: Tensor, regions: bool) -> No
         arrays["mean"] = probabilities.float().mean(0).cpu().numpy()
     # Half precision keeps three digits, which is more than the samples' own spread.
     np.savez_compressed(path, **{name: np.asarray(array, dtype=np.float16) for name, array in arrays.items()})
-
-
-def _read_image(path: Path) -> sitk.Image:
-    try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"cannot read {path}; expected the image that was predicted, for its geometry") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_ext.errors import UserError, one_line
+from nnunet_ext.errors import UserError, one_line, reason_of
 from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case, label_maps, pair_folders
 from nnunet_ext.evaluation.conventions import DEFAULT, Convention
 from nnunet_ext.evaluation.labels import (
@@ -250,4 +250,4 @@ def _outcome(pair: Pair, labels: Labels, nsd_tolerance_mm: float, convention: Co
     except UserError as error:
         return Failure(pair, str(error))
     except Exception as error:  # a strange file must not cost the other cases
-        return Failure(pair, one_line(f"{pair.reference} against {pair.prediction}: {type(error).__name__}: {error}"))
+        return Failure(pair, one_line(f"{pair.reference} against {pair.prediction}: {reason_of(error)}"))

@@ -6,29 +6,18 @@ missing part silently set to 0. Other formats go through SimpleITK.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import threading
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from nibabel import Nifti1Image, Nifti2Image, imageglobals
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.surface import foreground_box
-from nnunet_ext.files import gunzip
+from nnunet_ext.image_files import HEADER_ERRORS, quiet_nibabel, read_image, read_nifti, whole_numbers
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
-# What silences the libraries belongs to the whole process.
-_QUIET = threading.Lock()
 # Two headers mean the same grid when no entry of their affines (mm) differs by more.
 GEOMETRY_TOLERANCE_MM = 1e-3
 
@@ -75,7 +64,7 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
         raise UserError(f"{path} has voxel size {spacing.tolist()} mm (z, y, x); expected positive numbers")
     if not all(np.isfinite(affine).all() for affine in affines):
         raise UserError(f"{path} has an origin or direction that is no number; repair its header")
-    return LabelMap(path, _whole_numbers(path, array), tuple(spacing.tolist()), affines)
+    return LabelMap(path, whole_numbers(path, array), tuple(spacing.tolist()), affines)
 
 
 def check_same_grid(reference: LabelMap, prediction: LabelMap) -> None:
@@ -98,37 +87,6 @@ def check_same_grid(reference: LabelMap, prediction: LabelMap) -> None:
     )
 
 
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep off stderr what ITK and the libraries of the formats print there beside the error that they raise.
-
-    libpng, libtiff and MetaIO write to file descriptor 2 of this process, which is turned away for the time being.
-    """
-    with _QUIET, open(os.devnull, "wb") as nowhere:
-        try:
-            kept = os.dup(2)
-        except OSError:  # a process may have no stderr
-            yield
-            return
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-@contextlib.contextmanager
-def _quiet_nibabel() -> Iterator[None]:
-    """nibabel logs every header that it mends, to stderr."""
-    with _QUIET:
-        before, imageglobals.logger.disabled = imageglobals.logger.disabled, True
-        try:
-            yield
-        finally:
-            imageglobals.logger.disabled = before
-
-
 def _difference(reference: np.ndarray, prediction: np.ndarray) -> str:
     def describe(affine: np.ndarray) -> dict[str, np.ndarray]:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -142,43 +100,28 @@ def _difference(reference: np.ndarray, prediction: np.ndarray) -> str:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gunzip(data)
-        kind = Nifti2Image if data[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else Nifti1Image
-        with _quiet_nibabel():
-            image = kind.from_bytes(data)
-        # The proxy knows type, offset and scaling; asking it for the data would copy them once more.
-        proxy: Any = image.dataobj
-        array: np.ndarray = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
-        forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error, TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}); restore it or create it again") from None
-    if (proxy.slope, proxy.inter) != (1, 0):
+    file = read_nifti(path)
+    array = file.array
+    if (file.slope, file.inter) != (1, 0):
         with np.errstate(over="ignore", invalid="ignore"):  # what is no whole number is refused below
-            array = array * proxy.slope + proxy.inter
+            array = array * file.slope + file.inter
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3):
         raise UserError(f"{path} has shape {array.shape}; expected one 2D or 3D label map without time or channels")
-    return array.T, tuple(forms) or (image.affine,)
+    try:
+        image = file.image
+        with quiet_nibabel():
+            forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+        return array.T, tuple(forms) or (image.affine,)
+    except HEADER_ERRORS as error:
+        raise UserError(f"{path} has a damaged header ({error}); restore it or create it again") from None
 
 
 def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     import SimpleITK as sitk
 
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        with quiet_libraries():
-            image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"{path} is damaged, cut short or no image; restore it or create it again") from None
+    image = read_image(path)
     ndim = image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1 or ndim > 3:
         raise UserError(f"{path} has colours, channels or a time axis; expected one label value per voxel")
@@ -188,25 +131,3 @@ def _read_simpleitk(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     affine[:ndim, 3] = image.GetOrigin()
     # ITK's world is LPS, NIfTI's RAS.
     return sitk.GetArrayFromImage(image), (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine,)
-
-
-def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
-    """`array` as integers of native byte order; exact, or refused."""
-    if array.dtype.kind == "f":
-        # Some tools store label maps as floats; that loses nothing as long as every value is whole.
-        with np.errstate(invalid="ignore"):
-            bad = ~(np.abs(array) < 2.0**63) | (array != np.rint(array))  # NaN too
-        if bad.any():
-            raise UserError(
-                f"{path} holds the value {array[bad].flat[0]}; a label map has whole numbers "
-                "(was it resampled with linear interpolation, or is it a probability map?)"
-            )
-        largest = float(np.abs(array).max(initial=0))
-        return array.astype(np.int16 if largest < 2**15 else np.int64)
-    if array.dtype.kind not in "iub":
-        raise UserError(f"{path} has voxels of type {array.dtype}; a label map has whole numbers")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        if int(array.max(initial=0)) >= 2**63:
-            raise UserError(f"{path} holds the value {array.max()}; expected labels below 2^63")
-        return array.astype(np.int64)  # which compares and combines with the other types
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

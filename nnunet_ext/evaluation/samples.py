@@ -208,7 +208,7 @@ def _read_probabilities(path: Path, grid: tuple[int, ...]) -> tuple[UncertaintyM
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name].astype(np.float32) for name in file.files}
         maps = UncertaintyMaps(*(stored[name] for name in ("entropy", "variance", "mutual_information")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or no file of probabilities ({error}); predict the case again") from None
     if maps.entropy.shape != grid:
         raise UserError(

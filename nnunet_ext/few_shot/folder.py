@@ -17,7 +17,8 @@ from nnunet_ext.architectures.universeg.few_shot import mean_logits, segment
 from nnunet_ext.checkpoints import build_from_official, read_checkpoint
 from nnunet_ext.checkpoints.universeg import core_weights, sizes
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import atomic_path
+from nnunet_ext.image_files import read_image as read_whole
+from nnunet_ext.image_files import read_values, whole_numbers, write_image
 from nnunet_ext.support import draw
 from nnunet_ext.support.pool import Pool, Task, to_uint8
 from nnunet_ext.support.view import from_view, to_view
@@ -111,10 +112,7 @@ def read_slices(path: Path, axis: str) -> Slices:
     Raises:
         UserError: it cannot be read, or has neither two nor three axes.
     """
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
-        raise UserError(f"cannot read {path}; expected an image that SimpleITK can open") from None
+    image = read_whole(path)
     array = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = array[..., :3].mean(axis=-1)
@@ -144,7 +142,8 @@ def read_image(files: list[Path], size: int, axis: str) -> tuple[Tensor, Slices]
         if slices.array.shape != first.array.shape:
             raise UserError(f"{path} has {slices.array.shape} pixels but {files[0]} has {first.array.shape}")
         values: np.ndarray = slices.array.astype(np.float32)
-        if not np.isfinite(values).all():
+        stored = read_values(path)
+        if not np.isfinite(values).all() or (stored.dtype.kind == "f" and not np.isfinite(stored).all()):
             raise UserError(f"{path} holds NaN or infinite values; repair it with nnunet_ext data clean")
         low, high = map(float, np.percentile(values, (0.5, 99.5)))
         values = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
@@ -195,10 +194,10 @@ def read_support(images: Path, labels: Path, size: int, axis: str) -> Pool:
 def _read_labels(path: Path, axis: str) -> Slices:
     slices = read_slices(path, axis)
     array = slices.array
-    whole = np.round(array)
-    if not np.array_equal(array, whole) or whole.min() < 0:
-        wrong = array[array != whole] if (array != whole).any() else array[array < 0]
-        raise UserError(f"{path} holds {wrong.flat[0]:g}; labels are whole numbers from 0")
+    whole_numbers(path, read_values(path))
+    whole = whole_numbers(path, array)
+    if whole.min() < 0:
+        raise UserError(f"{path} holds {whole.min()}; labels are whole numbers from 0")
     if len(np.unique(whole)) > _MOST_LABELS:
         raise UserError(f"{path} holds {len(np.unique(whole))} values; that is an image, not a label map")
     return Slices(whole.astype(np.int64), slices.spacing, slices.reference, slices.axis)
@@ -270,12 +269,11 @@ def _pass(core: UniverSeg, view: Tensor, support: Pool, task: int, chosen: np.nd
 
 
 def write_like(array: np.ndarray, slices: Slices, path: Path) -> None:
-    """Write (n, H, W) as an image with the axes and the geometry of the case it belongs to, atomically."""
+    """Write (n, H, W) as an image with the axes and the geometry of the case it belongs to, whole or not at all."""
     array = np.moveaxis(array, 0, slices.axis) if slices.reference.GetDimension() == 3 else array[0]
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(slices.reference)
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(image, str(temporary))
+    write_image(image, path)
 
 
 def label_type(values: Mapping[int, object] | list[int]) -> type:

@@ -11,6 +11,7 @@ from nnunet_ext.architectures.universeg.few_shot import support_buffers
 from nnunet_ext.errors import UserError
 from nnunet_ext.few_shot.folder import find_cases
 from nnunet_ext.files import atomic_path, read_json
+from nnunet_ext.image_files import check_whole, read_values, whole_numbers
 
 
 class _Preprocessed:
@@ -38,7 +39,7 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
         Task -> case -> positions of the slices that hold it.
 
     Raises:
-        UserError: no such model, a missing label map, or nothing labelled.
+        UserError: no such model, a missing or damaged file, a label map with fractions or NaN, or nothing labelled.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -57,6 +58,9 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
         label_file = labels / f"{case}{dataset_json['file_ending']}"
         if not label_file.is_file():
             raise UserError(f"{files[0]} has no label map {label_file}")
+        for path in (*files, label_file):
+            check_whole(path)
+        whole_numbers(label_file, read_values(label_file))
         data, seg, _ = preprocessor.run_case([str(f) for f in files], str(label_file), manager, settings, dataset_json)
         cases[case] = data, seg
     pool = read_pool(

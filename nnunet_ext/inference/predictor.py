@@ -8,9 +8,9 @@ reported and the others are finished.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunet_ext.diffusion.samples_file import write_samples
-from nnunet_ext.errors import UserError
-from nnunet_ext.files import gunzip, write_json
+from nnunet_ext.errors import UserError, reason_of
+from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
+from nnunet_ext.image_files import check_whole, check_written
 from nnunet_ext.inference.export import segmentation_of_logits
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
@@ -122,7 +124,7 @@ class FolderPredictor(nnUNetPredictor):
                 except Exception as error:  # whatever it is, the other cases can be predicted
                     if position + threads < len(cases) and len(waiting) < threads:
                         waiting.append(before.submit(self._prepare, cases[position + threads]))
-                    yield Done(case, 0.0, reason(error))
+                    yield Done(case, 0.0, reason_of(error))
                     continue
                 drawn = None if samples is None or samples_folder is None else (samples_folder, samples)
                 arguments = (case, logits, properties, seconds, save_probabilities, drawn)
@@ -133,9 +135,25 @@ class FolderPredictor(nnUNetPredictor):
             for export in exports:
                 yield export.result()
 
+    @property
+    def channels(self) -> int:
+        """Of the images, without those of a previous stage."""
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+
+    @property
+    def colours(self) -> bool:
+        """Whether nnU-Net's reader of this model takes several channels from one file."""
+        return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
+
     def _prepare(self, case: Case) -> tuple[torch.Tensor, dict]:
         for path in (*case.images, *([case.previous_stage] if case.previous_stage else [])):
             check_whole(path)
+        if self.colours:
+            paths = [str(path) for path in case.images]
+            found = len(self.plans_manager.image_reader_writer_class().read_images(paths)[0])
+            if found != self.channels:
+                held = f"{paths[0]} holds" if len(paths) == 1 else f"the {len(paths)} files of {case.name} hold"
+                raise UserError(f"{held} {found} channel(s); this model takes {self.channels}")
         chosen = self.configuration_manager.preprocessor_class
         # Same output, a tenth of the time.
         preprocessor = (ExactFastPreprocessor if chosen is DefaultPreprocessor else chosen)(verbose=False)
@@ -175,10 +193,12 @@ class FolderPredictor(nnUNetPredictor):
         """
         ending = self.dataset_json["file_ending"]
         # Beside the result, under a name nobody takes for one, and with the ending the writer goes by.
-        partial = case.output.with_name(f".partial-{os.getpid()}-{case.name}")
+        partial = case.output.with_name(writing_prefix() + case.name)
         trial = partial.with_name(f"{partial.name}-sample{ending}")
         files = {partial.with_name(partial.name + ending): case.output}
         try:
+            for kind in (ending, ".npz", ".pkl", f"-sample{ending}"):
+                remove_leftovers(case.output.with_name(case.name + kind))
             managers = (self.plans_manager, self.configuration_manager, self.label_manager)
             writer = self.plans_manager.image_reader_writer_class()
             if dense:
@@ -189,12 +209,15 @@ class FolderPredictor(nnUNetPredictor):
             else:
                 segmentation = segmentation_of_logits(logits, *managers, properties)
                 writer.write_seg(segmentation, str(partial) + ending, properties)
+            voxels = math.prod(properties["shape_before_cropping"])
+            check_written(partial.with_name(partial.name + ending), voxels, case.output)
             if drawn is not None:
                 maps = []
                 for sample in drawn[1]:
                     # By way of a file, because some of nnU-Net's readers turn images.
                     files[trial] = trial
                     writer.write_seg(segmentation_of_logits(sample, *managers, properties), str(trial), properties)
+                    check_written(trial, voxels, case.output.with_name(f"{case.name}-sample{ending}"))
                     maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(trial))))
                 settings = asdict(self.network.sampling)
                 write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
@@ -203,7 +226,7 @@ class FolderPredictor(nnUNetPredictor):
             for temporary, final in files.items():
                 os.replace(temporary, final)
         except Exception as error:
-            return Done(case, seconds, reason(error))
+            return Done(case, seconds, reason_of(error))
         finally:
             for temporary in files:
                 temporary.unlink(missing_ok=True)
@@ -234,14 +257,19 @@ class FolderPredictor(nnUNetPredictor):
         return prediction.float() if self.precision == "bf16" else prediction
 
 
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def cases_of(folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None) -> list[Case]:
+def cases_of(
+    folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None, colours: bool = False
+) -> list[Case]:
     """The cases of a folder with nnU-Net's names, NAME_0000.ENDING for the first channel.
+
+    Args:
+        folder: of images.
+        output: for label maps.
+        ending: of both.
+        channels: of a case.
+        previous_stage: folder of label maps that the network takes, too.
+        colours: a file may hold several channels, as for nnU-Net's reader of natural images; how many is seen when it
+            is read.
 
     Raises:
         UserError: none found, a channel or the previous stage's label map of a case is missing.
@@ -258,16 +286,14 @@ def cases_of(folder: Path, output: Path, ending: str, channels: int, previous_st
         raise UserError(f"-i {folder} holds no NAME_0000{ending} (the ending this model was trained on)")
     cases = []
     for name, files in found.items():
-        missing = [number for number in range(channels) if number not in files]
-        if missing or len(files) != channels:
+        missing = [number for number in range(len(files) if colours else channels) if number not in files]
+        if missing or len(files) > channels or (len(files) < channels and not colours):
             wrong = f"lacks {name}_{missing[0]:04d}{ending}" if missing else f"has {len(files)} channels of {name}"
             raise UserError(f"-i {folder} {wrong}; this model takes {channels} channel(s), numbered from 0000")
         previous = previous_stage / f"{name}{ending}" if previous_stage else None
         if previous is not None and not previous.is_file():
             raise UserError(f"-prev_stage_predictions lacks {previous.name}; every image needs one")
-        cases.append(
-            Case(name, tuple(files[number] for number in range(channels)), output / f"{name}{ending}", previous)
-        )
+        cases.append(Case(name, tuple(files[number] for number in sorted(files)), output / f"{name}{ending}", previous))
     return cases
 
 
@@ -281,23 +307,6 @@ def is_complete(case: Case, save_probabilities: bool) -> bool:
     except (UserError, RuntimeError):
         return False
     return label_map.GetSize() == image.GetSize() and np.allclose(label_map.GetSpacing(), image.GetSpacing(), rtol=1e-4)
-
-
-def check_whole(path: Path) -> None:
-    """Refuse a missing file and a compressed one that is damaged or ends too early, which SimpleITK fills with zeros.
-
-    Raises:
-        UserError: naming the file.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    if path.name.endswith(".gz"):
-        try:
-            gunzip(path.read_bytes())
-        except EOFError:
-            raise UserError(f"{path} is cut short; restore it") from None
-        except (OSError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({error}); restore it") from None
 
 
 def write_arguments(predictor: FolderPredictor, output: Path, arguments: dict[str, Any]) -> None:

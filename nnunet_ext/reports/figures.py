@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.evaluation.images import quiet_libraries
 from nnunet_ext.files import atomic_path
+from nnunet_ext.image_files import read_image
 
 # Okabe and Ito's colours, told apart by people with any kind of colour vision; black and grey vanish on a scan.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
@@ -201,11 +201,7 @@ def _millimetres(value: float) -> str:
 
 
 def _read_lps(path: str | os.PathLike[str]) -> sitk.Image:
-    try:
-        with quiet_libraries():
-            image = sitk.ReadImage(os.fspath(path))
-    except RuntimeError:
-        raise UserError(f"cannot read {path}; expected an image that SimpleITK can open") from None
+    image = read_image(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path} is not a 3D volume with one channel; overlays are drawn of those only")
     return sitk.DICOMOrient(image, "LPS")

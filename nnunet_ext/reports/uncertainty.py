@@ -10,10 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunet_ext.diffusion.uncertainty import UncertaintyMaps
-from nnunet_ext.errors import UserError
-from nnunet_ext.evaluation.images import quiet_libraries
 from nnunet_ext.evaluation.samples import Uncertainty
 from nnunet_ext.files import atomic_path
+from nnunet_ext.image_files import read_image, write_image
 
 
 def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> list[Path]:
@@ -22,7 +21,7 @@ def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> li
     Raises:
         UserError: a file cannot be written.
     """
-    geometry = _geometry(like)
+    geometry = read_image(like)
     written = []
     for name in ("entropy", "variance", "mutual_information"):
         values = getattr(maps, name)
@@ -31,8 +30,7 @@ def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> li
         image = sitk.GetImageFromArray(values.astype(np.float32))
         image.CopyInformation(geometry)
         written.append(folder / f"{case}_{name}.nii.gz")
-        with atomic_path(written[-1]) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+        write_image(image, written[-1])
     return written
 
 
@@ -48,7 +46,7 @@ def write_picture(result: Uncertainty, case: str, like: Path, path: Path) -> Non
     Raises:
         UserError: the file cannot be written.
     """
-    geometry = _geometry(like)
+    geometry = read_image(like)
     share, entropy, variance = (
         _as_seen(values, geometry) for values in (result.vote_share, result.maps.entropy, result.maps.variance)
     )
@@ -77,14 +75,6 @@ def write_picture(result: Uncertainty, case: str, like: Path, path: Path) -> Non
     figure.suptitle(f"{case}{place}: {result.samples} samples; within the blue line at least half have foreground")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-
-
-def _geometry(like: Path) -> sitk.Image:
-    try:
-        with quiet_libraries():
-            return sitk.ReadImage(str(like))
-    except RuntimeError:
-        raise UserError(f"SimpleITK cannot read {like}, in whose geometry the maps are written; repair it") from None
 
 
 def _as_seen(values: np.ndarray, geometry: sitk.Image) -> np.ndarray:

@@ -6,16 +6,22 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunet_ext.datasets import base_folder, find_dataset
-from nnunet_ext.discovery.table import trainers
-from nnunet_ext.errors import UserError
+from nnunet_ext.discovery.table import trainers as all_trainers
+from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.slurm.job import Resources
 from nnunet_ext.slurm.pipeline import Pipeline, Run
 from nnunet_ext.slurm.prepare import data_identifier
+
+# What ends a line of a script, and what UTF-8 cannot hold: nothing that quotes could help.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# In the double quotes it is written into: plain text and variables, nothing that runs.
+_SCRATCH = re.compile(r"""(?:[^"`\\$]|\$\w+|\$\{\w+(?::?-[^"`\\$}]*)?\})+""", re.ASCII)
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -43,6 +49,12 @@ def compose(
     Raises:
         UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work.
     """
+    typed = [dataset, configuration, *trainers, *plans, *folds, scratch, cpu_partition, *setup, *resources.extra]
+    typed += [resources.partition, resources.account, resources.mail_user, resources.mail_type]
+    refuse_control_characters(*typed, *(str(path) for path in (folder, images, references) if path is not None))
+    for option, name in [("-c", configuration), *(("-p", name) for name in plans)]:
+        if name.startswith("-"):
+            raise UsageError(f"{option} {name} begins with a dash, which commands take for an option; choose another")
     raw, preprocessed, results = (str(base_folder(name).absolute()) for name in FOLDERS)
     name = dataset_name(dataset)
     if configuration == "3d_cascade_fullres":
@@ -60,8 +72,8 @@ def compose(
     runs = tuple(Run(t, p, _data(Path(preprocessed, name), p, configuration)) for t, p in pairs)
     if warn_seconds > resources.minutes * 60 // 2:
         raise UserError(f"--warn {warn_seconds} is more than half of the time limit; raise --time or lower --warn")
-    if scratch is not None and re.search(r'["`\n\\]', scratch):
-        raise UserError(f"--scratch {scratch} must be a folder, variables allowed, such as '$TMPDIR'")
+    if scratch is not None and not _SCRATCH.fullmatch(scratch):
+        raise UsageError(f"--scratch {scratch} must be a folder, variables allowed, such as '$TMPDIR'")
     if images is None and references is not None:
         raise UserError("-r are the label maps of the images given with -i; give both")
     if images is None and _filled(Path(raw, name, "imagesTs")):
@@ -70,7 +82,7 @@ def compose(
     for given in (images, references):
         if given is not None and not _filled(given):
             raise UserError(f"{given} is no folder with files in it")
-    return Pipeline(
+    pipeline = Pipeline(
         scheduler=scheduler,
         dataset=name,
         configuration=configuration,
@@ -91,15 +103,50 @@ def compose(
         setup=setup,
         variables=settings(os.environ),
     )
+    places = (pipeline.folder, raw, preprocessed, results, pipeline.path, pipeline.images, pipeline.references)
+    refuse_control_characters(*places, *(value for _, value in pipeline.variables))
+    return pipeline
+
+
+def refuse_control_characters(*texts: str | None) -> None:
+    """Refuse line breaks and the like in options and paths.
+
+    Raises:
+        UsageError: naming the text.
+    """
+    for text in texts:
+        if text is not None and _CONTROL.search(text):
+            raise UsageError(f"{text!r} holds a line break or another character that no script can hold; leave it out")
+
+
+def split_options(texts: Sequence[str]) -> list[str]:
+    """The words of what was given with --sbatch, quotes read as a shell reads them.
+
+    Raises:
+        UsageError: a quote is not closed, or a word holds a line break.
+    """
+    words: list[str] = []
+    for text in texts:
+        refuse_control_characters(text)
+        try:
+            words += shlex.split(text)
+        except ValueError as error:
+            raise UsageError(
+                f"--sbatch {text}: {str(error).lower()}; close it, or escape it with a backslash"
+            ) from None
+    return words
 
 
 def dataset_name(dataset: str) -> str:
     """Full name of a data set given by number or name, among raw and preprocessed ones.
 
     Raises:
-        UserError: as `find_dataset`.
+        UserError: as `find_dataset`, or the name holds a line break.
     """
-    return find_dataset(dataset, "nnUNet_raw", "nnUNet_preprocessed").name
+    refuse_control_characters(dataset)
+    name = find_dataset(dataset, "nnUNet_raw", "nnUNet_preprocessed").name
+    refuse_control_characters(name)
+    return name
 
 
 def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -107,14 +154,14 @@ def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, value)
         for name, value in sorted(environment.items())
-        if name.startswith(("NNUNET_EXT_", "nnUNet_")) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
+        if re.fullmatch(r"(NNUNET_EXT|nnUNet)_\w+", name, re.ASCII) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
     )
 
 
 def _check_folds(folds: Sequence[str]) -> None:
     if list(folds) == ["all"]:
         return
-    wrong = [fold for fold in folds if not fold.isdecimal()]
+    wrong = [fold for fold in folds if not re.fullmatch(r"\d{1,9}", fold, re.ASCII)]
     if wrong:
         raise UserError(f"-f {wrong[0]} is no fold; expected numbers such as 0 1 2 3 4, or only all")
     if len(set(folds)) < len(folds):
@@ -123,7 +170,7 @@ def _check_folds(folds: Sequence[str]) -> None:
 
 def _check_trainer(name: str) -> None:
     """Look for the class in the sources: importing nnU-Net to ask it takes many seconds."""
-    ours = [entry.name for entry in trainers()]
+    ours = [entry.name for entry in all_trainers()]
     if name in ours:
         return
     spec = importlib.util.find_spec("nnunetv2")

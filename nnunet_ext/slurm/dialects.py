@@ -6,10 +6,12 @@ Spectrum LSF 10.1, OpenPBS 20) and are compared with golden files; **they have n
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nnunet_ext.errors import UsageError
 from nnunet_ext.slurm.job import Job, headline, preamble
 
 
@@ -86,11 +88,42 @@ def variable(job: Job) -> str:
 def _log(job: Job, scheduler: str) -> str:
     """Where a task's output goes, in the scheduler's placeholders."""
     job_id, task = {"slurm": ("%A" if job.tasks else "%j", "%a"), "lsf": ("%J", "%I")}.get(scheduler, ("", ""))
-    return f"{job.folder}/logs/{job.name}_{job_id}" + (f"_{task}" if job.tasks else "") + ".log"
+    return word(f"{_logs(job)}{job.name}_{job_id}" + (f"_{task}" if job.tasks else "") + ".log")
 
 
-def _quoted(path: str) -> str:
-    return f'"{path}"' if " " in path else path
+def _logs(job: Job) -> str:
+    """The folder of the logs: relative to that of the jobs, where submit.sh is, if a scheduler could misread the name.
+
+    Percent signs and backslashes are placeholders and escapes there; quotes and # have no spelling all agree on.
+    """
+    return "logs/" if re.search(r"""[%\\"'#^]""", job.folder) else f"{job.folder}/logs/"
+
+
+def word(text: str) -> str:
+    """`text` as one word of a scheduler's comment line, which is split at blanks outside quotes and ends at a #.
+
+    Raises:
+        UsageError: it has both kinds of quotes or a backslash, which each scheduler reads in its own way.
+    """
+    if text and not re.search(r"""[\s"'#\\]""", text):
+        return text
+    quote = next((mark for mark in "\"'" if mark not in text), None)
+    if quote is None or "\\" in text:
+        raise UsageError(f"{text} has a backslash or both kinds of quotes, which schedulers read differently; leave it")
+    return f"{quote}{text}{quote}"
+
+
+def _value(option: str, text: str | None) -> list[str]:
+    """An option with its value, if there is one.
+
+    Raises:
+        UsageError: the value would be taken for another option, or see `word`.
+    """
+    if not text:
+        return []
+    if text.startswith("-"):
+        raise UsageError(f"{option.strip('= ')} {text} begins with a dash, as options do; expected a name")
+    return [f"{option}{word(text)}"]
 
 
 # Slurm -----------------------------------------------------------------------------------------------------------
@@ -100,9 +133,9 @@ def _slurm(job: Job) -> list[str]:
     resources = job.resources
     throttle = f"%{job.at_once}" if job.at_once else ""
     options = [
-        f"--job-name={job.label}",
+        f"--job-name={word(job.label)}",
         f"--array=0-{job.tasks - 1}{throttle}" if job.tasks else "",
-        f"--output={_quoted(_log(job, 'slurm'))}",
+        f"--output={_log(job, 'slurm')}",
         "--open-mode=append",
         "--requeue",
         # To the batch script only: nnU-Net's workers would die of it.
@@ -113,10 +146,10 @@ def _slurm(job: Job) -> list[str]:
         f"--gres=gpu:{resources.gpus}" if resources.gpus else "",
         f"--mem={resources.memory_mib}M",
         f"--time={resources.minutes // 60:02d}:{resources.minutes % 60:02d}:00",
-        f"--partition={resources.partition}" if resources.partition else "",
-        f"--account={resources.account}" if resources.account else "",
-        f"--mail-user={resources.mail_user}" if resources.mail_user else "",
-        f"--mail-type={resources.mail_type}" if resources.mail_type else "",
+        *_value("--partition=", resources.partition),
+        *_value("--account=", resources.account),
+        *_value("--mail-user=", resources.mail_user),
+        *_value("--mail-type=", resources.mail_type),
         *resources.extra,
     ]
     return [f"#SBATCH {option}" for option in options if option]
@@ -137,8 +170,8 @@ def _lsf(job: Job) -> list[str]:
     resources = job.resources
     throttle = f"%{job.at_once}" if job.at_once else ""
     options = [
-        f'-J "{job.label}[1-{job.tasks}]{throttle}"' if job.tasks else f"-J {job.label}",
-        f"-o {_quoted(_log(job, 'lsf'))}",
+        f'-J "{job.label}[1-{job.tasks}]{throttle}"' if job.tasks else f"-J {word(job.label)}",
+        f"-o {_log(job, 'lsf')}",
         "-r",
         # LSF itself queues a task again that ends with the reserved status, and warns before the time limit.
         "-Q 85" if job.warn_seconds else "",
@@ -148,9 +181,9 @@ def _lsf(job: Job) -> list[str]:
         f"-M {resources.memory_mib}MB",
         f'-gpu "num={resources.gpus}:mode=exclusive_process"' if resources.gpus else "",
         f"-W {resources.minutes // 60:02d}:{resources.minutes % 60:02d}",
-        f"-q {resources.partition}" if resources.partition else "",
-        f"-P {resources.account}" if resources.account else "",
-        f"-u {resources.mail_user}" if resources.mail_user else "",
+        *_value("-q ", resources.partition),
+        *_value("-P ", resources.account),
+        *_value("-u ", resources.mail_user),
         "-N" if resources.mail_type else "",
         *resources.extra,
     ]
@@ -174,14 +207,14 @@ def _pbs(job: Job) -> list[str]:
         f"-N nn_{job.name}",  # older versions allow 15 characters
         f"-J 0-{job.tasks - 1}{throttle}" if job.tasks else "",
         "-j oe",
-        f"-o {_quoted(job.folder + '/logs/')}",
+        f"-o {word(_logs(job))}",
         "-r y",
         f"-l select=1:ncpus={resources.cpus}{gpus}:mem={resources.memory_mib}mb",
         f"-l walltime={resources.minutes // 60:02d}:{resources.minutes % 60:02d}:00",
-        f"-q {resources.partition}" if resources.partition else "",
-        f"-A {resources.account}" if resources.account else "",
-        f"-M {resources.mail_user}" if resources.mail_user else "",
-        f"-m {resources.mail_type}" if resources.mail_type else "",
+        *_value("-q ", resources.partition),
+        *_value("-A ", resources.account),
+        *_value("-M ", resources.mail_user),
+        *_value("-m ", resources.mail_type),
         *resources.extra,
     ]
     return [f"#PBS {option}" for option in options if option]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nnunet_ext import __version__
 from nnunet_ext.errors import UserError
 
-_MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
+_MEMORY = re.compile(r"(\d{1,15})([KMGT]?)B?", re.IGNORECASE)
 _MEBIBYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 
@@ -118,9 +118,14 @@ def _workers(job: Job) -> list[str]:
     ]
 
 
+def within_quotes(text: str) -> str:
+    """`text` for a place between double quotes, where the shell would expand $, ` and \\."""
+    return re.sub(r'([\\"$`])', r"\\\1", text)
+
+
 def headline(job: Job) -> str:
     """The comment that begins every script."""
-    return f"# {job.purpose}\n# Written by nnunet_ext {__version__}; read it, edit it, keep it."
+    return f"# {' '.join(job.purpose.split())}\n# Written by nnunet_ext {__version__}; read it, edit it, keep it."
 
 
 def parse_memory(text: str) -> int:
@@ -142,7 +147,7 @@ def parse_minutes(text: str) -> int:
     Raises:
         UserError: it is no such time.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text.strip())
     if match is None:
         raise UserError(f"--time {text} is no time limit; expected such as 24:00:00, 2-00:00:00 or 90 (minutes)")
     first, second, third = int(match[2]), int(match[3] or 0), int(match[4] or 0)

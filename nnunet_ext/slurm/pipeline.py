@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_ext.slurm.job import Job, Resources
+from nnunet_ext.slurm.job import Job, Resources, within_quotes
 
 PREPARE, TRAIN, SELECT = "1_prepare", "2_train", "3_select"
 PREDICT, EVALUATE, REPORT = "4_predict", "5_evaluate", "6_report"
@@ -153,13 +153,15 @@ def _prepare(pipeline: Pipeline) -> Job:
 def _train(pipeline: Pipeline) -> Job:
     gpus = pipeline.resources.gpus
     runs = pipeline.runs
+    dataset, configuration = shlex.quote(pipeline.dataset), shlex.quote(pipeline.configuration)
+    quoted = within_quotes(pipeline.dataset), within_quotes(pipeline.configuration)
     body = [
         f"trainers=({shlex.join(run.trainer for run in runs)})",
         f"plans=({shlex.join(run.plans for run in runs)})",
         f"folds=({shlex.join(pipeline.folds)})",
         "run=$((task / ${#folds[@]}))",
         "fold=${folds[task % ${#folds[@]}]} trainer=${trainers[run]} plan=${plans[run]}",
-        f'result="$nnUNet_results/{pipeline.dataset}/${{trainer}}__${{plan}}__{pipeline.configuration}/fold_$fold"',
+        f'result="$nnUNet_results/{quoted[0]}/${{trainer}}__${{plan}}__{quoted[1]}/fold_$fold"',
         'echo "$(date "+%F %T") $trainer $plan fold $fold on $(hostname)"',
         'if [ -f "$result/validation/summary.json" ]; then',
         '  echo "finished already"',
@@ -168,7 +170,7 @@ def _train(pipeline: Pipeline) -> Job:
         "",
         *_scratch(pipeline),
         "# --c from the first time on: it continues where there is a checkpoint and begins where there is none.",
-        f'nnUNetv2_train {pipeline.dataset} {pipeline.configuration} "$fold" -tr "$trainer" -p "$plan"'
+        f'nnUNetv2_train {dataset} {configuration} "$fold" -tr "$trainer" -p "$plan"'
         + (f" -num_gpus {gpus}" if gpus > 1 else "" if gpus else " -device cpu")
         + " --c &",
         "pid=$!",
@@ -225,17 +227,18 @@ def _again(gpus: int) -> list[str]:
 def _scratch(pipeline: Pipeline) -> list[str]:
     if pipeline.scratch is None:
         return []
+    dataset = within_quotes(pipeline.dataset)
     return [
         "# What training reads, on the node's own disk. The name follows plans and folds; the rename makes the copy",
         "# appear whole, also for a neighbour on this node that wants it too.",
         f"data=({shlex.join(run.data for run in pipeline.runs)})",
         f'scratch="{pipeline.scratch}"',
-        f'source="$nnUNet_preprocessed/{pipeline.dataset}"',
+        f'source="$nnUNet_preprocessed/{dataset}"',
         'key=$(cat "$source"/*.json | cksum | cut -d" " -f1)',
         'copy="$scratch/nnunet_ext-$(id -u)-$key-${data[run]}"',
         'if [ ! -d "$copy" ]; then',
         '  mkdir -p "$scratch" && new=$(mktemp -d "$scratch/.nnunet_ext-XXXXXX") || exit 1',
-        f'  inside="$new/{pipeline.dataset}"',
+        f'  inside="$new/{dataset}"',
         '  mkdir "$inside"',
         '  cp -r "$source/${data[run]}" "$source/gt_segmentations" "$source"/*.json "$inside" || exit 1',
         '  mv -T "$new" "$copy" 2> /dev/null || rm -rf "$new"',
@@ -262,19 +265,20 @@ def _select(pipeline: Pipeline) -> Job:
 def _predict(pipeline: Pipeline) -> Job:
     device = "" if pipeline.resources.gpus else " -device cpu"
     folds, images = shlex.join(pipeline.folds), shlex.quote(str(pipeline.images))
+    dataset, configuration = shlex.quote(pipeline.dataset), shlex.quote(pipeline.configuration)
     body = [
         f"trainers=({shlex.join(run.trainer for run in pipeline.runs)})",
         f"plans=({shlex.join(run.plans for run in pipeline.runs)})",
         "trainer=${trainers[task]} plan=${plans[task]}",
-        f"name=${{trainer}}__${{plan}}__{pipeline.configuration}",
+        f"name=${{trainer}}__${{plan}}__{configuration}",
         "workers=$((cpus < 3 ? 1 : 3))",
-        f'nnUNetv2_predict -d {pipeline.dataset} -i {images} -o "$folder/predictions/$name" '
-        f'-tr "$trainer" -p "$plan" -c {pipeline.configuration} -f {folds} -npp "$workers" -nps "$workers"{device}',
+        f'nnUNetv2_predict -d {dataset} -i {images} -o "$folder/predictions/$name" '
+        f'-tr "$trainer" -p "$plan" -c {configuration} -f {folds} -npp "$workers" -nps "$workers"{device}',
     ]
     if pipeline.folds != ("all",):
         pooled = f"crossval_results_folds_{'_'.join(pipeline.folds)}"
         body += [
-            f'pooled="$nnUNet_results/{pipeline.dataset}/$name/{pooled}"',
+            f'pooled="$nnUNet_results/{within_quotes(pipeline.dataset)}/$name/{pooled}"',
             'final="$folder/predictions/${name}_postprocessed"',
             'nnUNetv2_apply_postprocessing -i "$folder/predictions/$name" -o "$final" -np "$nnUNet_def_n_proc" '
             '-pp_pkl_file "$pooled/postprocessing.pkl" -plans_json "$pooled/plans.json"',

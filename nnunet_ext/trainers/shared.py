@@ -24,7 +24,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
-from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.files import atomic_path, remove_leftovers, write_json, write_text, writing_prefix
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
 from nnunet_ext.plans.network import count_parameters
@@ -198,10 +198,13 @@ class SharedTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        with atomic_path(filename) as temporary:
-            super().save_checkpoint(str(temporary))
-            if Path(filename).name == LATEST and Path(filename).exists():
-                _keep(Path(filename), Path(filename).with_name(PREVIOUS))
+        try:
+            with atomic_path(filename) as temporary:
+                super().save_checkpoint(str(temporary))
+                if Path(filename).name == LATEST and Path(filename).exists():
+                    _keep(Path(filename), Path(filename).with_name(PREVIOUS))
+        except UserError as error:  # a full disk, say
+            raise TrainingError(str(error)) from None
         if Path(filename).name == LATEST:
             self._last_checkpoint_time = time.monotonic()
 
@@ -382,7 +385,8 @@ def _check_writable(folder: str) -> None:
 
 def _keep(path: Path, kept: Path) -> None:
     """Give the file a second name, without a moment in which either name is missing."""
-    link = kept.with_name(f".writing-{os.getpid()}-{kept.name}")
+    remove_leftovers(kept)
+    link = kept.with_name(writing_prefix() + kept.name)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)

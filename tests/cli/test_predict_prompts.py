@@ -134,6 +134,29 @@ def test_a_bad_point_fails_its_case_and_no_other(scene, capsys):
     assert [path.name for path in (base / "out").iterdir()] == ["a.nii.gz"]
 
 
+@pytest.mark.parametrize("kind", ["image cut short", "mask cut short", "mask of NaN", "mask of fractions"])
+def test_a_damaged_file_fails_its_case_and_no_other(scene, capsys, kind):
+    base, model = scene
+    write_prompts(base, "b", [3, 4, 5])
+    (base / "masks").mkdir()
+    for case in "ab":
+        sitk.WriteImage(
+            sitk.ReadImage(str(base / "images" / f"{case}_0000.nii.gz")) * 0, str(base / "masks" / f"{case}.nii.gz")
+        )
+    damaged = base / ("images/a_0000.nii.gz" if kind == "image cut short" else "masks/a.nii.gz")
+    if "cut short" in kind:
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+    else:
+        volume = sitk.ReadImage(str(damaged)) + (float("nan") if "NaN" in kind else 0.5)
+        sitk.WriteImage(volume, str(damaged))
+    folders = ["-i", str(base / "images"), "-p", str(base / "prompts"), "-o", str(base / "out")]
+    more = ["-m", str(model), "-q", "--previous", str(base / "masks")]
+    assert main(["predict-prompts", "-device", "cpu", *folders, *more]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(damaged) in line and ("whole numbers" in line or "damaged or cut short" in line)
+    assert [path.name for path in (base / "out").iterdir()] == ["b.nii.gz"]
+
+
 @pytest.mark.slow
 def test_official_weights_need_no_training(scene):
     """A file as the official code saves it, of the published size; names get values from --labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,8 +15,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers.blobs import CASES, make, write
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from skimage.io import imsave
 
 from nnunet_ext.data.check import check_dataset
+from nnunet_ext.data.check_page import render_page
+from nnunet_ext.data.clean import clean_dataset
 from nnunet_ext.data.cohort import grouped_folds, patient_groups
 from nnunet_ext.data.findings import CHECKS
 from nnunet_ext.errors import UserError
@@ -202,6 +207,141 @@ PLANTS = {
 }
 
 
+# Where a byte of a NIfTI-1 header lies, and what is put there.
+DAMAGE = {
+    "unknown unit": (123, b"\x07"),
+    "unknown type": (70, b"\x03\x7f"),
+    "complex voxels": (70, b"\x20\x00\x40\x00"),
+    "bits and type disagree": (72, b"\x01\x00"),
+    "no axes": (40, b"\x00\x00"),
+    "too many axes": (40, b"\x63\x00"),
+    "axis of length 0": (44, b"\x00\x00"),
+    "axis of negative length": (44, b"\xff\xff"),
+    "axis of absurd length": (44, b"\xff\x7f"),
+    "offset NaN": (108, struct.pack("<f", np.nan)),
+    "offset infinite": (108, struct.pack("<f", np.inf)),
+    "offset negative": (108, struct.pack("<f", -8.0)),
+    "offset beyond the end": (108, struct.pack("<f", 1e30)),
+    "offset within the header": (108, struct.pack("<f", 16.0)),
+    "slope NaN and offset infinite": (112, struct.pack("<2f", 1.0, np.inf)),
+    "slope huge": (112, struct.pack("<2f", 1e38, 0)),
+    "voxel size NaN": (80, struct.pack("<f", np.nan)),
+    "voxel size negative": (80, struct.pack("<f", -1.0)),
+    "handedness NaN": (76, struct.pack("<f", np.nan)),
+    "quaternion longer than 1": (256, struct.pack("<3f", 3.0, 3.0, 3.0)),
+    "quaternion NaN": (256, struct.pack("<f", np.nan)),
+    "affine of zeros": (280, bytes(48)),
+    "affine flat": (280, struct.pack("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0)),
+    "affine NaN": (280, struct.pack("<f", np.nan)),
+    "affine infinite": (280, struct.pack("<f", np.inf)),
+    "affine tiny": (280, struct.pack("<12f", *(1e-30 * np.eye(3, 4)).ravel())),
+    "only a header of zeros": (4, bytes(344)),
+    "magic": (344, b"ni1\0"),
+    "size of header": (0, b"\x00\x00\x00\x01"),
+}
+
+# What both libraries read as it was meant.
+HARMLESS = ("bits and type disagree", "handedness NaN", "magic", "size of header")
+
+
+@pytest.mark.parametrize("name", [IMAGE, LABEL])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_headers_are_findings(clean, tmp_path, damage, name):
+    offset, new = DAMAGE[damage]
+    raw = bytearray(gzip.decompress((clean / name).read_bytes()))
+    assert bytes(raw[offset : offset + len(new)]) != new
+    raw[offset : offset + len(new)] = new
+    (clean / name).write_bytes(gzip.compress(bytes(raw), 1))
+    report = check_dataset(clean)
+    errors = [finding for finding in report.findings if finding.severity != "note"]
+    assert name in {finding.file for finding in errors} or damage in HARMLESS
+    assert all("\n" not in finding.value for finding in errors)
+    assert len(report.cases) == len(CASES) and sum(bool(case.images) for case in report.cases) >= len(CASES) - 1
+    assert "not-checked" not in {finding.check for finding in errors if finding.file == clean.name}
+    render_page(report)
+    # Cleaning leaves the case out, or can tell what to do about it.
+    clean_dataset(clean, ["repairs", "drop-unreadable"], tmp_path / "Dataset043_Clean")
+    try:
+        clean_dataset(clean, ["repairs"])
+    except UserError as error:
+        assert "\n" not in str(error) and "drop-unreadable" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        ({"channel_names": {"first": "MR"}}, "numbered first; expected 0"),
+        ({"channel_names": {"1": "MR"}}, "numbered 1; expected 0"),
+        ({"channel_names": {"0": 7}}, "named 7; expected a word"),
+        ({"channel_names": {"0": None}}, "named None; expected a word"),
+    ],
+)
+def test_odd_channel_names_are_findings(clean, entries, found):
+    description(**entries)(clean)
+    assert [finding.check for finding in check_dataset(clean).findings if found in finding.value] == ["dataset-json"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"file_ending": ""}, "file_ending"),
+        ({"labels": {"background": 0, "organ": 1.5}}, "not a whole number"),
+        ({"labels": {"background": 0, "organ": float("inf")}}, "not a whole number"),
+        ({"dataset": {"a_01": []}}, "lists no images of case a_01"),
+    ],
+)
+def test_odd_descriptions_are_one_line(clean, entries, message):
+    description(**entries)(clean)
+    with pytest.raises(UserError, match=message):
+        check_dataset(clean)
+
+
+def test_empty_label_map_and_unexpected_exceptions_cost_no_other_file(clean, monkeypatch):
+    import nnunet_ext.data.inspect_case as module
+
+    (clean / LABEL).write_bytes(b"")
+    facts = module._image_facts
+
+    def fail(volume, findings):
+        if "b_02" in str(volume.path):
+            raise ZeroDivisionError("division\nby zero")
+        return facts(volume, findings)
+
+    monkeypatch.setattr(module, "_image_facts", fail)
+    report = check_dataset(clean)
+    found = {(finding.check, finding.file): finding.value for finding in report.findings}
+    assert (
+        found["not-checked", "imagesTr/b_02_0000.nii.gz"] == "cannot be checked (ZeroDivisionError: division by zero)"
+    )
+    assert ("unreadable", LABEL) in found and len(report.cases) == len(CASES)
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
+def test_colour_images_hold_the_channels(tmp_path, ending):
+    """nnU-Net's own layout for natural images: one file per case, three channels in dataset.json."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "Dataset043_Colours"
+    for number in range(5):
+        colours = rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)
+        labels = np.zeros((40, 50), np.uint8)
+        labels[10:20, 15 : 25 + number] = 1
+        for kind, array, name in (("imagesTr", colours, f"c{number}_0000"), ("labelsTr", labels, f"c{number}")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            imsave(folder / kind / f"{name}{ending}", array, check_contrast=False)
+    facts = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "thing": 1}}
+    (folder / "dataset.json").write_text(json.dumps({**facts, "numTraining": 5, "file_ending": ending}))
+    assert [(f.check, f.file, f.value) for f in check_dataset(folder).findings] == []
+    verify_dataset_integrity(str(folder), num_processes=1)  # nor has nnU-Net anything to say
+    # One grey image among them lacks two channels, one with alpha has one too many.
+    imsave(folder / "imagesTr" / f"c1_0000{ending}", rng.integers(0, 255, (40, 50)).astype(np.uint8))
+    findings = {finding.check: finding for finding in check_dataset(folder).findings}
+    assert ("channel-count" if ending == ".bmp" else "missing-channel") in findings
+    imsave(folder / "imagesTr" / f"c1_0000{ending}", rng.integers(0, 255, (40, 50, 4)).astype(np.uint8))
+    findings = {finding.check: finding for finding in check_dataset(folder).findings}
+    if ending != ".bmp":
+        assert findings["channel-count"].value == "4 values per pixel in 1 files; dataset.json names 3 channels"
+
+
 def both_forms(image, affine):
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
@@ -328,4 +468,4 @@ def test_everything_is_documented():
     for name in (*CHECKS, *NAMES, *SOURCES):
         assert f"`{name}`" in text, name
     planted = {expected for _, expected in PLANTS.values()}
-    assert planted | {"patients-share-folds"} == set(CHECKS)
+    assert planted | {"patients-share-folds", "not-checked"} == set(CHECKS)

@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
+import socket
 import subprocess
 import sys
 import tarfile
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from helpers.blobs import SHAPE, make
 
+from nnunet_ext.data import fetch
 from nnunet_ext.data.check import check_dataset
 from nnunet_ext.data.fetch import archive_files, download
 from nnunet_ext.data.msd import TASKS, Task, convert_archive, find_task, get_task
@@ -216,6 +219,78 @@ def test_other_bad_archives(tmp_path):
     with pytest.raises(UserError, match="disagree about case lost"):
         convert_archive(path, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_damaged_archives_are_one_line(tmp_path):
+    """Cut anywhere, or with bits turned anywhere: the new data set appears whole or not at all."""
+    whole = decathlon(tmp_path, 2)
+    rng = np.random.default_rng(0)
+    damaged = [whole[: len(whole) * part // 12] for part in range(12)]
+    packed = gzip.compress(whole, 1)
+    damaged += [packed[: len(packed) // 2], packed[:-1000] + rng.bytes(1000), lzma.compress(whole)[:-5000]]
+    for _ in range(30):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 40):
+            data[place] ^= 1 << rng.integers(0, 8)
+        damaged.append(bytes(data))
+    path, refused = tmp_path / "x.tar", 0
+    for number, data in enumerate(damaged):
+        path.write_bytes(data)
+        target = tmp_path / f"new{number}"
+        try:
+            convert_archive(path, target)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and not target.exists()
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        {"modality": {"0": 7}},
+        {"modality": {}},
+        {"labels": {"one": "organ"}},
+        {"labels": {"0": ["a"]}},
+        {"labels": ["background"]},
+        {"training": 7},
+        {"training": ["a.nii.gz"]},
+        {"training": [{"label": "x"}]},
+        {"training": [{"image": 3}]},
+    ],
+)
+def test_odd_descriptions_are_one_line(tmp_path, entries):
+    path = tmp_path / "x.tar"
+    facts = {"modality": {"0": "MR"}, "labels": {"0": "background"}, "training": []}
+    text = json.dumps({**facts, **entries} if isinstance(entries, dict) else entries)
+    path.write_bytes(archive({"T/dataset.json": text.encode()}))
+    with pytest.raises(UserError, match="it is no archive of the Decathlon"):
+        convert_archive(path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "state", ["", "[]", "7", '"x"', "null", '{"url": 3}', '{"url": "URL", "etag": 7, "size": "a"}']
+)
+def test_any_state_of_an_unfinished_download_is_survived(serve, tmp_path, state):
+    server = serve(CONTENT)
+    (tmp_path / "x.part").write_bytes(CONTENT[:1000])
+    (tmp_path / "x.part.json").write_text(state.replace("URL", server.url + "/x"))
+    assert download(server.url + "/x", tmp_path / "x", md5(CONTENT), pause_s=0).read_bytes() == CONTENT
+
+
+def test_a_refused_connection_says_so_and_soon_ends(tmp_path, capsys, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/x"
+        with pytest.raises(UserError, match=r"cannot download .*Connection refused"):
+            download(url, tmp_path / "x", "0000")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and sum(pauses) <= 10
+    assert lines[0] == f"{url}: [Errno 111] Connection refused; trying again in 2 s (2 of 3)"
 
 
 def test_names():

@@ -150,6 +150,10 @@ def spoil(base: Path, what: str) -> None:
     elif what == "interpolated":
         (base / "labels" / "s1.png").unlink()
         sitk.WriteImage(sitk.GetImageFromArray(labels.astype(np.float32) / 2), str(base / "labels" / "s1.nii.gz"))
+    elif what == "NaN":
+        (base / "labels" / "s1.png").unlink()
+        labels = np.where(labels == 7, np.nan, labels).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(base / "labels" / "s1.nii.gz"))
     elif what == "name":
         write(base / "in", "other.png", image, (1, 1))
     elif what == "channel":
@@ -167,10 +171,11 @@ def spoil(base: Path, what: str) -> None:
         ("label alone", "x.png has no image in"),
         ("other grid", "s1.png has (1, 30, 32) pixels but"),
         ("nothing marked", "marks anything; labels are values above 0"),
-        ("interpolated", "s1.nii.gz holds 3.5; labels are whole numbers from 0"),
+        ("interpolated", "s1.nii.gz holds the value 3.5; a label map has whole numbers"),
+        ("NaN", "s1.nii.gz holds the value nan; a label map has whole numbers"),
         ("name", "other.png has no channel number; rename it to other_0000.png"),
         ("channel", "has 2 channels and"),
-        ("damaged", "in/q_0000.png; expected an image that SimpleITK can open"),
+        ("damaged", "in/q_0000.png is damaged, cut short or no image"),
         ("weights", "weights.pt: these are no weights of UniverSeg"),
     ],
 )
@@ -182,6 +187,41 @@ def test_mistakes_are_named_with_the_file(what, message, weights, capsys):
     error = capsys.readouterr().err
     assert error.startswith("nnunet_ext predict-fewshot: ") and len(error.splitlines()) == 1 and message in error
     assert not list((weights / "out").rglob("*")) if (weights / "out").exists() else True
+
+
+def test_a_damaged_image_costs_only_itself_and_a_damaged_support_says_so(weights, capsys):
+    support(weights, [(6, 32, 32)] * 2, ".nii.gz", (1, 1, 1))
+    for name in "abc":
+        write(weights / "in", f"{name}_0000.nii.gz", scene(5, (6, 32, 32))[0], (1, 1, 1))
+    for path in (weights / "in" / "b_0000.nii.gz", weights / "images" / "s1_0000.nii.gz"):
+        path.write_bytes(path.read_bytes()[:-100])
+        assert main(command(weights, "--image-size", "32", "-q")) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path} is damaged or cut short" in line
+        assert sorted(path.name for path in (weights / "out").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+
+
+@pytest.mark.parametrize("what", ["image cut short", "label cut short", "label of NaN"])
+def test_support_files_are_made_of_whole_files(tmp_path, capsys, what):
+    model = tmp_path / "nnUNetTrainerUniverSeg__nnUNetPlans__2d"
+    model.mkdir()
+    (model / "plans.json").write_text(json.dumps({
+        "label_manager": "LabelManager", "image_reader_writer": "SimpleITKIO",
+        "configurations": {"2d": {"preprocessor_name": "DefaultPreprocessor", "architecture": {}}},
+    }))  # fmt: skip
+    facts = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 7}, "file_ending": ".nii.gz"}
+    (model / "dataset.json").write_text(json.dumps(facts))
+    support(tmp_path, [(6, 32, 32)], ".nii.gz", (1, 1, 1))
+    damaged = tmp_path / ("images/s0_0000.nii.gz" if "image" in what else "labels/s0.nii.gz")
+    if "short" in what:
+        damaged.write_bytes(damaged.read_bytes()[:-30])
+    else:
+        sitk.WriteImage(sitk.Cast(sitk.ReadImage(str(damaged)), sitk.sitkFloat32) + float("nan"), str(damaged))
+    sets = ["--support-images", str(tmp_path / "images"), "--support-labels", str(tmp_path / "labels")]
+    assert main(["support", "--model", str(model), *sets, "-o", str(tmp_path / "mine.pt")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(damaged) in line and ("damaged or cut short" in line or "holds the value nan" in line)
+    assert not (tmp_path / "mine.pt").exists()
 
 
 @pytest.mark.parametrize("options", [["--uncertainty"], ["--ensemble", "3", "--strategy", "similar"]])

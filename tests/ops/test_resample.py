@@ -52,6 +52,18 @@ def test_small_contrast_on_a_large_offset():
     assert np.abs(resample_image(image, (33, 17, 30)) - plain_image(image, (33, 17, 30))).max() <= 2**-15
 
 
+@pytest.mark.parametrize("separate_axis", [None, 0])
+@pytest.mark.parametrize("brightest", [1.0, 1e3, 1e5])
+def test_error_is_a_share_of_the_range(brightest, separate_axis):
+    """One bright voxel sets the error of all others: it is bounded by the range of the values, not by their SD."""
+    image = image_of((24, 40, 36))
+    image[:, 12, 20, 18] = brightest
+    found, expected = (f(image, (31, 50, 29), 3, separate_axis) for f in (resample_image, plain_image))
+    assert np.abs(found - expected).max() <= 2e-6 * np.ptp(image)
+    if brightest > 1 and separate_axis is None:
+        assert np.abs(found - expected).max() > 2e-5 * expected.std()
+
+
 @pytest.mark.parametrize("separate_axis", [None, 0, 2])
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
 @pytest.mark.parametrize(("old", "new"), SHAPES)

@@ -112,8 +112,8 @@ def test_read_case_names_the_file_at_fault(tmp_path):
     for path, reason in (
         (other, "same grid"),
         (flat, "3D volume"),
-        (broken, "cannot read"),
-        ("no.nii.gz", "cannot read"),
+        (broken, "damaged or cut short"),
+        ("no.nii.gz", "does not exist"),
     ):
         with pytest.raises(UserError, match=reason) as raised:
             read_case("a", good, path, good, dice=1.0, hd95_mm=0.0)

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.pipelines import DATASET, TRAIN, slurm
 
 from nnunet_ext.slurm.progress import read_progress
-
-DATASET = "Dataset007_Toy"
-
-
-@pytest.fixture
-def base(tmp_path) -> Path:
-    """nnU-Net's folders with one planned data set."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name / DATASET).mkdir(parents=True)
-    for name in ("imagesTs", "labelsTs"):
-        (tmp_path / "nnUNet_raw" / DATASET / name).mkdir()
-        (tmp_path / "nnUNet_raw" / DATASET / name / "a.nii.gz").touch()
-    configurations = {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"}}
-    for plans in ("nnUNetPlans", "nnUNetPlansSegMambaTiny"):
-        path = tmp_path / "nnUNet_preprocessed" / DATASET / f"{plans}.json"
-        path.write_text(json.dumps({"configurations": configurations}))
-    return tmp_path
-
-
-def slurm(base: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    folders = {name: str(base / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NNUNET_EXT", "nnUNet"))}
-    command = [sys.executable, "-m", "nnunet_ext", "slurm", *words]
-    return subprocess.run(
-        command, cwd=base, env={**environment, **folders, **variables}, capture_output=True, text=True, timeout=120
-    )
-
-
-TRAIN = ("-d", "7", "-tr", "nnUNetTrainerExt", "-c", "3d_fullres")
 
 
 def test_writes_and_shows(base):

@@ -12,40 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.pipelines import FULL
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.dialects import DIALECTS, script
 from nnunet_ext.slurm.folder import expand, files, load, write
-from nnunet_ext.slurm.job import Resources, parse_memory, parse_minutes
-from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, Run, jobs
+from nnunet_ext.slurm.job import parse_memory, parse_minutes
+from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, jobs
 
 GOLDEN = Path(__file__).parent / "golden"
-FULL = Pipeline(
-    scheduler="slurm",
-    dataset="Dataset004_Hippocampus",
-    configuration="3d_fullres",
-    runs=(
-        Run("nnUNetTrainerSegMamba", "nnUNetPlansSegMambaTiny", "nnUNetPlans_3d_fullres"),
-        Run("nnUNetTrainerExt", "nnUNetPlans", "nnUNetPlans_3d_fullres"),
-    ),
-    folds=("0", "1", "2", "3", "4"),
-    folder="/home/me/my jobs",
-    raw="/data/nnUNet_raw",
-    preprocessed="/data/nnUNet_preprocessed",
-    results="/data/nnUNet_results",
-    path="/home/me/venv/bin",
-    resources=Resources(
-        cpus=12, gpus=1, memory_mib=65536, minutes=1440, partition="gpu", account="lab", mail_user="me@example.org",
-        mail_type="END,FAIL", extra=("--qos=long",),
-    ),
-    images="/data/nnUNet_raw/Dataset004_Hippocampus/imagesTs",
-    references="/data/nnUNet_raw/Dataset004_Hippocampus/labelsTs",
-    scratch="$TMPDIR",
-    at_once=4,
-    cpu_partition="cpu",
-    setup=("module load cuda",),
-    variables=(("NNUNET_EXT_EPOCHS", "250"),),
-)  # fmt: skip
 
 
 def variant(scheduler: str) -> Pipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -206,6 +207,25 @@ def test_interrupted_write_leaves_the_old_checkpoint(make_trainer, monkeypatch):
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == old
     assert not [name for name in files(trainer) if name.startswith(".writing")]
+
+
+def test_full_disk_ends_a_training_with_one_line_and_the_old_checkpoint(make_trainer, monkeypatch):
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    path = Path(trainer.output_folder, LATEST)
+    trainer.save_checkpoint(str(path))
+    old = path.read_bytes()
+    words = "[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError(words)):
+
+        def full(content, filename, error=error):
+            Path(filename).write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(TrainingError, match=r"cannot write .*checkpoint_latest\.pth: .*make room"):
+            trainer.save_checkpoint(str(path))
+        assert path.read_bytes() == old and not [name for name in files(trainer) if name.startswith(".writing")]
 
 
 def test_nan_loss_stops_and_names_the_batch(make_trainer):
