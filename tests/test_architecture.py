@@ -88,7 +88,7 @@ def test_the_engine_knows_no_model():
         for target in EDGES[module]
         if len(target.split(".")) > 2 and target.split(".")[2] in models
     ]
-    assert len(models) == 5 and not of_models
+    assert len(models) >= 5 and not of_models
 
 
 def test_rows_import_nothing_heavy():

@@ -1,1 +1,9 @@
-"""Clicks to label maps: sessions, folders of prompt files, and scores under simulated users."""
+"""Clicks to label maps: the application of `prompts/`.
+
+A trained network, or SAM-Med3D's published weights, and whoever clicks:
+
+    model.py, prepared.py      a promptable network with its preparation of images, and the way back
+    prompted_object.py         one object in a volume of any size
+    session.py, folder.py      from Python, click by click; a folder of images with prompt files
+    scores.py                  Dice after each click of simulated users
+"""

@@ -1,12 +1,20 @@
-"""Dice, IoU, HD95, NSD, ASSD and volumes of predicted label maps; see docs/metrics.md.
+"""Predicted label maps against references: metrics, published conventions, comparison; see docs/metrics.md.
 
-from nnunet_ext.evaluation import evaluate_folder, summarise, write_results
+    images.py, labels.py, splits.py                  label maps on one grid, labels and regions, folds
+    metrics.py, surface.py, surfels.py, lesions.py   Dice, IoU, HD95, NSD, ASSD and volumes of one pair
+    conventions.py                                   which of them, computed how: a row per publication
+    cases.py, folder.py, summary.py                  one case, many cases; summary.json and tables
+    compare.py, samples.py                           methods on the same cases; samples of one prediction
 
-evaluation = evaluate_folder("labelsTs", "predictions", labels=[1, 2])   # or labels=None: from dataset.json
-evaluation.cases[0].pair.case, evaluation.cases[0].foreground_dice
-evaluation.cases[0].metrics[1]["HD95"]          # mm; inf when missed, nan when absent from both
-summarise(evaluation)["foreground_mean"]["Dice"]
-write_results(evaluation, "predictions/evaluation")  # summary.json, per_case.csv, per_label.csv
+Example:
+
+    from nnunet_ext.evaluation import evaluate_folder, summarise, write_results
+
+    evaluation = evaluate_folder("labelsTs", "predictions", labels=[1, 2])   # or labels=None: from dataset.json
+    evaluation.cases[0].pair.case, evaluation.cases[0].foreground_dice
+    evaluation.cases[0].metrics[1]["HD95"]          # mm; inf when missed, nan when absent from both
+    summarise(evaluation)["foreground_mean"]["Dice"]
+    write_results(evaluation, "predictions/evaluation")  # summary.json, per_case.csv, per_label.csv
 """
 
 from nnunet_ext.evaluation.cases import CaseResult, Pair, evaluate_case

@@ -1,4 +1,4 @@
-"""Samples of predictions as `inference/samples_file.py` writes them, measured case by case; see docs/uncertainty.md."""
+"""Samples of predictions as `diffusion/samples_file.py` writes them, measured case by case; see docs/uncertainty.md."""
 
 from __future__ import annotations
 

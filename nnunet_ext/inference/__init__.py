@@ -1,1 +1,9 @@
-"""The engine: windows, prediction of folders, validation of folds and export, for any network nnU-Net builds."""
+"""The engine: prediction of folders, validation of folds and export, for any network nnU-Net builds.
+
+It knows no model:
+
+    predictor.py   a folder of images: nnU-Net's windows, in one process
+    validation.py  the validation at the end of a fold's training
+    export.py      from logits to labels on the image's own grid, without resizing every class
+    samples.py     the protocol through which a network that draws samples meets the engine
+"""

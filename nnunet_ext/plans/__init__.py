@@ -1,1 +1,10 @@
-"""From raw data to plans.json: presets per network and the plans that name them."""
+"""From data that nnU-Net has looked at to plans.json, and preprocessing with nnU-Net's output in less time.
+
+Sizes of networks stand in the rows of `models/`.
+
+    planner.py                       planners, for nnU-Net's own commands
+    offer.py, write.py               `nnunet_ext plan`: what fits which GPU; plans that name one of our networks
+    fit.py, estimate.py, memory.py   patch and batch that fill a memory, by a training step on fake tensors
+    network.py                       from plans to a network's keyword arguments
+    preprocessor.py                  `ExactFastPreprocessor`
+"""

@@ -1,1 +1,9 @@
-"""Clicks and masks: what they are, who makes them, and how they are read; no network in here."""
+"""Clicks and masks as data: what they are, who makes them, and how they are read.
+
+No network in here.
+
+    types.py                          a prompt, on a tensor and in a file
+    files.py, foreign.py, locate.py   prompt files of this project and of other programs; from positions to voxels
+    raster.py                         prompts drawn into label maps, for nnU-Net's cascade
+    simulate.py, rounds.py            simulated users, and the loop of clicking and segmenting again
+"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from nnunet_ext.discovery import SHIMS
 from nnunet_ext.discovery.table import OWN, Entry
 from nnunet_ext.doctor import machine, probes, software
 from nnunet_ext.doctor.finding import Finding
-from nnunet_ext.environment import VARIABLES
 
 REPOSITORY = Path(__file__).parents[2]
 UNWRITABLE = "/proc"  # even for root
@@ -202,15 +200,3 @@ def test_a_copy_inside_nnunet_is_reported(tmp_path):
 def test_an_interpreter_that_dies_is_reported():
     assert probes._ask("import os; os.abort()") == {"error": "the interpreter was killed by signal 6"}
     assert probes._ask("import no_such_package")["error"] == "ModuleNotFoundError: No module named 'no_such_package'"
-
-
-def test_variables_are_documented_and_complete():
-    used = set()
-    for folder in ("nnunet_ext", "tests"):
-        for path in (REPOSITORY / folder).rglob("*.py"):
-            if path != Path(__file__):
-                used |= set(re.findall(r"\bNNUNET_EXT_[A-Z_]+[A-Z]\b", path.read_text("utf-8")))
-    documented = set(
-        re.findall(r"\bNNUNET_EXT_[A-Z_]+[A-Z]\b", (REPOSITORY / "docs" / "environment.md").read_text("utf-8"))
-    )
-    assert set(VARIABLES) == used == documented

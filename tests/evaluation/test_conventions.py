@@ -7,7 +7,14 @@ import math
 
 import numpy as np
 import pytest
+import surface_distance
+import torch
+from medpy.metric import binary as medpy
+from monai.metrics import compute_hausdorff_distance
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
+from surface_distance import lookup_tables as tables
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
@@ -66,7 +73,6 @@ def test_every_convention_is_complete():
 
 @pytest.mark.parametrize("name", ["segmamba", "unetr++"])
 def test_pooled_percentile_in_voxels_is_medpys(name):
-    medpy = pytest.importorskip("medpy.metric.binary", reason="medpy is not installed")
     for seed in range(4):
         reference, prediction = blobs(seed), blobs(seed + 50)
         found = values(name, reference, prediction)
@@ -76,31 +82,27 @@ def test_pooled_percentile_in_voxels_is_medpys(name):
 
 @pytest.mark.parametrize("name", ["default", "metrics-reloaded"])
 def test_larger_percentile_in_mm_is_monais(name):
-    torch, metrics = pytest.importorskip("torch"), pytest.importorskip("monai.metrics")
     for seed in range(3):
         masks = blobs(seed), blobs(seed + 50)
         one_hot = [torch.from_numpy(m)[None, None] for m in masks]
-        expected = metrics.compute_hausdorff_distance(
+        expected = compute_hausdorff_distance(
             one_hot[1], one_hot[0], include_background=True, percentile=95, spacing=SPACING
         ).item()
         assert values(name, *masks)["HD95"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING, (1.0, 1.0), (0.4, 2.0)])
 def test_surfels_are_deepminds(spacing):
-    package = pytest.importorskip("surface_distance", reason="surface-distance is not installed")
     shape = (14, 20, 18)[: len(spacing)] if len(spacing) == 3 else (40, 30)
     for seed in range(3):
         reference, prediction = blobs(seed, shape), blobs(seed + 50, shape)
-        try:
-            theirs = package.compute_surface_distances(reference.astype(bool), prediction.astype(bool), spacing)
-        except AttributeError as error:
-            pytest.skip(f"surface-distance does not run here: {error}")
+        theirs = surface_distance.compute_surface_distances(reference.astype(bool), prediction.astype(bool), spacing)
         ours = surfel_distances(reference, prediction, spacing)
-        assert ours.hd95() == pytest.approx(package.compute_robust_hausdorff(theirs, 95))
+        assert ours.hd95() == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 95))
         for tolerance in (0.5, 1.0, 2.5):
-            assert ours.nsd(tolerance) == pytest.approx(package.compute_surface_dice_at_tolerance(theirs, tolerance))
+            assert ours.nsd(tolerance) == pytest.approx(
+                surface_distance.compute_surface_dice_at_tolerance(theirs, tolerance)
+            )
         if len(spacing) == 3:
             found = values("surface-distance", reference, prediction, spacing, 1.5)
             assert found["HD95"] == pytest.approx(ours.hd95()) and found["NSD"] == pytest.approx(ours.nsd(1.5))
@@ -108,7 +110,6 @@ def test_surfels_are_deepminds(spacing):
 
 @pytest.mark.parametrize("spacing", [(1.0, 2.0, 3.0), (0.5, 0.5, 2.0)])
 def test_all_surfel_areas_are_deepminds(spacing):
-    tables = pytest.importorskip("surface_distance.lookup_tables", reason="surface-distance is not installed")
     from nnunet_ext.evaluation.surfels import _areas
 
     np.testing.assert_allclose(_areas(spacing), tables.create_table_neighbour_code_to_surface_area(spacing), atol=1e-6)
@@ -185,10 +186,6 @@ def test_sub_challenges():
 
 
 def test_nnunets_mean_is_undefined_by_an_absent_label(dataset):
-    pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
     from nnunet_ext.evaluation import labels_from_dataset_json, summarise
     from nnunet_ext.files import write_json
 

@@ -6,6 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import METRICS, compare_label_maps, labels_from_dataset_json, labels_from_values
@@ -103,15 +105,14 @@ def test_voxels_that_the_reference_ignores_count_nowhere():
 
 
 def test_counts_equal_nnunet():
-    evaluate = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
     rng = np.random.default_rng(3)
     reference, prediction = rng.integers(0, 6, (2, 30, 50, 60))  # more voxels than are counted in one step
     targets = [1, 2, (1, 3), (2, 3, 4)]
     found = compare_label_maps(reference, prediction, SPACING, labels_from_values(targets, ignore=5))
     ignored = reference == 5
     for target in targets:
-        masks = [evaluate.region_or_label_to_mask(m, target) for m in (reference, prediction)]
-        tp, fp, fn, tn = evaluate.compute_tp_fp_fn_tn(*masks, ignored)
+        masks = [region_or_label_to_mask(m, target) for m in (reference, prediction)]
+        tp, fp, fn, tn = compute_tp_fp_fn_tn(*masks, ignored)
         assert [found[target][k] for k in ("TP", "FP", "FN", "TN")] == [tp, fp, fn, tn]
 
 
@@ -131,14 +132,13 @@ def dataset_json(folder, labels, **more):
 
 
 def test_labels_of_dataset_json_are_those_that_nnunet_evaluates(tmp_path):
-    handling = pytest.importorskip("nnunetv2.utilities.label_handling.label_handling")
     for labels, order in (
         ({"background": 0, "a": 1, "b": 2, "ignore": 3}, None),
         ({"background": 0, "a": [1], "b": 2}, None),
         ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, [1, 2, 3]),
         ({"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, [1, 2]),
     ):
-        manager = handling.LabelManager(labels, order)
+        manager = LabelManager(labels, order)
         expected = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         found = labels_from_dataset_json(dataset_json(tmp_path, labels))
         assert list(found.targets) == list(expected)

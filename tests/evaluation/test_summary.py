@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 from helpers.toy_label_maps import LABELS, case, save
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
@@ -82,14 +84,11 @@ def test_files_say_everything(uneven):
 
 
 def test_nnunet_reads_the_summary_and_has_the_same_numbers(uneven):
-    nnunet = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
     targets = [1, 2, (1, 2)]
     write_results(evaluate_folder(uneven / "references", uneven / "predictions", targets), uneven / "out")
-    ours = nnunet.load_summary_json(str(uneven / "out" / "summary.json"))
+    ours = load_summary_json(str(uneven / "out" / "summary.json"))
     theirs = [
-        nnunet.compute_metrics(c["reference_file"], c["prediction_file"], SimpleITKIO(), targets)["metrics"]
+        compute_metrics(c["reference_file"], c["prediction_file"], SimpleITKIO(), targets)["metrics"]
         for c in ours["metric_per_case"]
     ]
     for mine, expected in zip(ours["metric_per_case"], theirs, strict=True):

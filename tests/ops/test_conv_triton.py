@@ -1,17 +1,12 @@
-"""The convolution's Triton kernels in Triton's interpreter, which must be chosen before Triton is imported.
-
-Unwritten memory is NaN there, so an output that a kernel forgets is seen.
-"""
+"""The Triton kernels of the causal convolution, in Triton's interpreter."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers.interpreter import INTERPRETED, inside, linux_only, outside, passed
 
 from nnunet_ext.ops import causal_conv1d as module
 from nnunet_ext.ops import triton_probe
@@ -19,17 +14,12 @@ from nnunet_ext.ops.causal_conv1d import causal_conv1d, choose_kernel, gpu, kern
 from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import reorder, restore
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytest.importorskip("triton")
-inside = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter's process")
-outside = pytest.mark.skipif(INTERPRETED, reason="starts the interpreter's process")
+pytestmark = linux_only
 
 
 @outside
 def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-5000:]
+    assert passed(__file__) == 14
 
 
 @outside
@@ -79,14 +69,11 @@ def test_needs_a_gpu():
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles of tokens and of channels even at tiny sizes; unwritten memory is NaN."""
+    """Several tiles of tokens and of channels even at tiny sizes."""
     if INTERPRETED:
         monkeypatch.setattr(gpu, "_TILE", 32)
         monkeypatch.setattr(gpu, "_CHANNELS", 2)
         monkeypatch.setattr(module, "choose_kernel", lambda *_: "triton")
-        empty, empty_like = torch.Tensor.new_empty, torch.empty_like
-        monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-        monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
 
 
 def make(length, width=4, batch=2, channels=3, dtype=torch.float64):

@@ -172,7 +172,6 @@ def test_no_folder_to_cache_in_is_no_obstacle(tmp_path):
     assert Path(file).is_relative_to(package) and float(total) > 8
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiles_without_graph_breaks():
     arguments = make(length=20)
     options = {"orientation": "slices", "num_slices": 4, "delta_softplus": True, "backend": "cpu"}

@@ -1,32 +1,22 @@
-"""The Triton kernels in Triton's interpreter, which must be chosen before Triton is imported: in a process of its own.
-
-Unwritten memory is NaN there, so an output that a kernel forgets is seen.
-"""
+"""The Triton kernels of the scan, in Triton's interpreter."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers.interpreter import inside, linux_only, outside, passed
 from helpers.scans import NAMES, assert_close, make, run
 
 from nnunet_ext.ops.selective_scan import backend_status, gpu, selective_scan
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytest.importorskip("triton")
-inside = pytest.mark.skipif(not INTERPRETED, reason="runs in the interpreter's process")
-outside = pytest.mark.skipif(INTERPRETED, reason="starts the interpreter's process")
+pytestmark = linux_only
 
 
 @outside
 def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-5000:]
+    assert passed(__file__) == 11
 
 
 @outside
@@ -36,14 +26,10 @@ def test_needs_a_gpu():
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several chunks, several carries and several blocks of channels even at tiny sizes; unwritten memory is NaN."""
+    """Several chunks, several carries and several blocks of channels even at tiny sizes."""
     monkeypatch.setattr(gpu, "_STEPS", 8)
     monkeypatch.setattr(gpu, "_CHANNELS", 4)
     monkeypatch.setattr(gpu, "_CHUNKS", 2)
-    if INTERPRETED:
-        empty, empty_like = torch.Tensor.new_empty, torch.empty_like
-        monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-        monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
 
 
 @inside
