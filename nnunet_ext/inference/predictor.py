@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from nnunet_ext.diffusion.sampling import Place
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import gunzip, write_json
 from nnunet_ext.inference.export import segmentation_of_logits
+from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -99,12 +101,18 @@ class FolderPredictor(nnUNetPredictor):
                 (`nnunet_ext.diffusion.samples_file`) and fused after that, not window by window.
 
         Raises:
-            UserError: `samples_folder` for a network that draws none.
+            UserError: `samples_folder` for a network that draws none, or a backend that does not run here.
         """
         if samples_folder is not None and not (
             isinstance(self.network, SampledMedSegDiffV2) and self.network.sampling.steps
         ):
             raise UserError("--save_samples needs a network that draws samples, MedSegDiff-V2, and at least one step")
+        try:
+            taken = taken_by(self.network, self.device)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if taken:
+            print(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in taken.items())}", file=sys.stderr)
         threads = max(1, min(threads, len(cases)))
         with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]

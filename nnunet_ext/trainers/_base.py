@@ -27,6 +27,7 @@ from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
+from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
@@ -84,6 +85,7 @@ class SharedTrainer(nnUNetTrainer):
         self._last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
+        self._backends: dict[str, str] = {}
 
     # Network ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +95,13 @@ class SharedTrainer(nnUNetTrainer):
             asked = os.environ.get("OMP_NUM_THREADS", "")
             torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
         super().initialize()
+        # Before anything runs: what works here is said at once and once, and a wish that cannot be met costs nothing.
+        try:
+            self._backends = taken_by(self.bare_network(), self.device)
+        except ValueError as error:
+            self.fail(str(error))
+        if self._backends:
+            self.print_to_log_file(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in self._backends.items())}")
         if self.local_rank == 0:
             self._add_tensorboard()
 
@@ -259,6 +268,7 @@ class SharedTrainer(nnUNetTrainer):
                 "batch_size": self.configuration_manager.batch_size,
                 "patch_size": list(self.configuration_manager.patch_size),
             },
+            "backends": self._backends,
             "parameters": parameters,
             "gmacs_per_patch": self._gmacs(),
             "software": run_record.describe_software(),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.architectures.blocks import CONVOLUTIONS, EncoderBlock, UpBlock, crop_to, pad_to_multiple
-from nnunet_ext.architectures.segmamba.mamba import MambaLayer
+from nnunet_ext.architectures.segmamba.mamba import MambaLayer, TriOrientedMamba
 
 OFFICIAL_NUM_SLICES = (64, 32, 16, 8)
 
@@ -186,6 +186,11 @@ class SegMamba(nn.Module):
         scales = [[1.0] * len(self.reductions[0])]
         heads = len(self.supervision.seg_layers)  # type: ignore[arg-type]
         return scales + [[1.0 / r for r in reduction] for reduction in self.reductions[:heads]]
+
+    def backends(self, device: torch.device) -> dict[str, str]:
+        """What computes the Mamba layers' scan and convolution on a device; see `nnunet_ext.ops.backends`."""
+        layer = next(module for module in self.vit.modules() if isinstance(module, TriOrientedMamba))
+        return layer.backends(device)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment a batch.
