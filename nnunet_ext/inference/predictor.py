@@ -33,7 +33,7 @@ from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.diffusion.sampling import Place
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import gunzip, write_json
-from nnunet_ext.inference.export import segmentation_of_logits
+from nnunet_ext.inference.export import check_finite, segmentation_of_logits
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
@@ -201,6 +201,8 @@ class FolderPredictor(nnUNetPredictor):
         try:
             managers = (self.plans_manager, self.configuration_manager, self.label_manager)
             writer = self.plans_manager.image_reader_writer_class()
+            for values in (logits, *(drawn[1] if drawn is not None else ())):
+                check_finite(values)
             if dense:
                 arguments = (self.configuration_manager, self.plans_manager, self.dataset_json, str(partial), True, 1)
                 export_prediction_from_logits(logits, properties, *arguments)

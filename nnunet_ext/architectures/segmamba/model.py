@@ -199,8 +199,8 @@ class SegMamba(nn.Module):
             x: (batch, input_channels, *grid), any grid; padded with zeros at the end to multiples of the strides.
 
         Returns:
-            Logits (batch, num_classes, *grid); with deep supervision a list, finest first, where output i has the
-            grid divided by `reductions[i - 1]`.
+            Logits (batch, num_classes, *grid); with deep supervision a list, finest first, of the sizes nnU-Net gives
+            its targets: the grid times `deep_supervision_scales`, rounded.
 
         Raises:
             ValueError: wrong number of axes or channels.
@@ -221,6 +221,7 @@ class SegMamba(nn.Module):
             return logits
         outputs = [logits]
         for i, head in enumerate(self.supervision.seg_layers):  # type: ignore[arg-type]
-            coarse = [-(-size // r) for size, r in zip(grid, self.reductions[i], strict=True)]
+            scales = self.deep_supervision_scales[i + 1]
+            coarse = [round(size * scale) for size, scale in zip(grid, scales, strict=True)]
             outputs.append(crop_to(head(decoded[3 - i]), torch.Size(coarse)))
         return outputs
