@@ -39,7 +39,7 @@ if INTERPRETED:
 
 @outside
 def test_in_the_interpreter(preprocessed):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PREPROCESSED_PHANTOMS": str(preprocessed)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-5000:]
@@ -91,13 +91,16 @@ def test_in_forked_and_in_spawned_processes(gpu):
 
 
 @inside
-def test_training_validation_and_prediction(gpu, make_trainer, preprocessed, tmp_path, capsys):
+def test_training_validation_and_prediction(gpu, make_trainer, preprocessed, tmp_path, capsys, monkeypatch):
+    for name in ("EPOCHS", "ITERATIONS"):
+        monkeypatch.setenv(f"NNUNET_EXT_{name}", "1")
     trainer = make_trainer(nnUNetTrainerSegMamba)
     trainer.initialize()
     assert trainer._gmacs() > 0
     used(gpu)
     trainer.run_training()
     assert used(gpu) == set(TRITON.items())
+    trainer.inference_allowed_mirroring_axes = None
     trainer.perform_actual_validation()
     assert used(gpu) == set(TRITON.items())
     assert json.loads(Path(trainer.output_folder, "run.json").read_text())["backends"] == TRITON
@@ -105,7 +108,7 @@ def test_training_validation_and_prediction(gpu, make_trainer, preprocessed, tmp
 
     for predictor_class in (nnUNetPredictor, FolderPredictor):
         gpu.forget()
-        predictor = predictor_class(device=trainer.device, allow_tqdm=False, use_mirroring=False)
+        predictor = predictor_class(device=trainer.device, allow_tqdm=False, use_mirroring=False, tile_step_size=1)
         managers = (trainer.plans_manager, trainer.configuration_manager)
         weights = [trainer.network.state_dict()]
         predictor.manual_initialization(trainer.network, *managers, weights, trainer.dataset_json, "x", None)
