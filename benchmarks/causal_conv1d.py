@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from selective_scan import STAGES, append, hardware, version
 
-from nnunet_ext.ops.causal_conv1d import KERNELS, kernel_status
+from nnunet_ext.ops.causal_conv1d import backend_status, causal_conv1d
 from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import ORIENTATIONS, reorder, restore
 
@@ -42,6 +42,11 @@ def run(function, inputs, outer):
     return [out] if outer is None else [out.detach(), *torch.autograd.grad(out, leaves, outer)]
 
 
+def of(backend: str, orientation: str, slices: int):
+    """The convolution of x, weight and bias by one backend."""
+    return lambda *x: causal_conv1d(*x, True, orientation=orientation, num_slices=slices, backend=backend)
+
+
 def gate(kernel: str, orientation: str, device: str) -> float:
     """Largest relative error of output and gradients against the float64 sum; stops if it is too large."""
 
@@ -51,7 +56,7 @@ def gate(kernel: str, orientation: str, device: str) -> float:
 
     inputs = arguments(2, 8, GATE_LENGTH, device)
     outer = torch.linspace(-1, 1, inputs[0].numel(), device=device).reshape(inputs[0].shape)
-    results = run(lambda *x: KERNELS[kernel][0](*x, True, orientation, GATE_SLICES), inputs, outer)
+    results = run(of(kernel, orientation, GATE_SLICES), inputs, outer)
     expected = run(written_out, [x.double() for x in inputs], outer.double())
     error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(results, expected, strict=True))
     if not error < GATE_TOLERANCE:
@@ -68,7 +73,7 @@ def measure(kernel: str, shape, orientation: str, backward: bool, device: str, d
     for _ in range(repeats + 1):  # the first compiles
         started, started_cpu = time.perf_counter(), time.process_time()
         for _ in range(calls):
-            run(lambda *x: KERNELS[kernel][0](*x, True, orientation, slices), inputs, outer)
+            run(of(kernel, orientation, slices), inputs, outer)
         if device == "cuda":
             torch.cuda.synchronize()
         wall.append((time.perf_counter() - started) / calls)
@@ -93,7 +98,7 @@ def main() -> None:
         "device": args.device, "hardware": hardware(args.device), "threads": args.threads, "torch": torch.__version__,
         "triton": version("triton"), "numba": version("numba"), "causal_conv1d": version("causal-conv1d"),
     }  # fmt: skip
-    for kernel, reason in kernel_status(args.device).items():
+    for kernel, reason in backend_status(args.device).items():
         if reason is not None:
             print(f"{kernel}: {reason}", file=sys.stderr)
             continue

@@ -133,7 +133,7 @@ def no_dropout(model: nn.Module) -> Iterator[None]:
 def segmamba_golden(model: nn.Module, row: Row) -> str:
     from nnunet_ext.checkpoints import build_from_official
 
-    sys.path.insert(0, str(GOLDEN))
+    sys.path.insert(0, str(GOLDEN.parent / "helpers"))
     from fill import fill_state_dict, make_input  # type: ignore[import-not-found]
 
     golden = np.load(GOLDEN / "segmamba_a.npz")

@@ -61,7 +61,7 @@ def image() -> torch.Tensor:
 
 
 def golden_gate() -> str:
-    sys.path.insert(0, str(GOLDEN))
+    sys.path.insert(0, str(GOLDEN.parent / "helpers"))
     from fill import fill_state_dict, make_input  # type: ignore[import-not-found]
 
     golden = np.load(GOLDEN / "sammed3d_small.npz")

@@ -14,6 +14,7 @@ from nnunet_ext.errors import TrainingError
 VARIABLES = {
     "NNUNET_EXT_AUTOLOAD": "0 switches the start-up hook off; nnU-Net then finds no class of this project",
     "NNUNET_EXT_SCAN": "selective-scan backend: auto or one of those doctor lists",
+    "NNUNET_EXT_CONVOLUTION": "causal-convolution backend: auto or one of those doctor lists",
     "NNUNET_EXT_EPOCHS": "training epochs",
     "NNUNET_EXT_ITERATIONS": "training batches per epoch",
     "NNUNET_EXT_VAL_ITERATIONS": "validation batches per epoch",
@@ -30,6 +31,7 @@ VARIABLES = {
     "NNUNET_EXT_FUSION": "MedSegDiff-V2: how samples are fused: mean, majority or staple",
     "NNUNET_EXT_SAMPLING_SEED": "MedSegDiff-V2: seed of the noise",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
+    "NNUNET_EXT_TEST_NOTHING_SKIPPED": "1: in the tests, a skip is a failure",
 }
 
 

@@ -77,7 +77,8 @@ def click_through(
         found.click(points.index[0, -1].tolist(), bool(points.labels[0, -1]))
         logits = found.logits()
         if ignored is not None:
-            logits[torch.from_numpy(ignored)] = OUTSIDE
+            # A copy: what inference mode made cannot be changed here.
+            logits = logits.masked_fill(torch.from_numpy(ignored), OUTSIDE)
         return logits[None]
 
     truth = torch.from_numpy(reference)[None]

@@ -73,19 +73,18 @@ if answer["imports"]["torch"] is None:
             answer["cuda_error"] = one_line(error)
     answer["mps"] = torch.backends.mps.is_available()
     try:
-        from nnunet_ext.ops.causal_conv1d import choose_kernel, kernel_status
-        from nnunet_ext.ops.selective_scan import backend_status, choose_backend
+        from nnunet_ext.ops import causal_conv1d, selective_scan
+        operators = {"scan": selective_scan, "convolution": causal_conv1d}
         kinds = ["cpu"] + ["cuda"] * any(device["error"] is None for device in answer["devices"])
         for kind in kinds:
-            status = backend_status(kind)
-            try:
-                chosen, error = choose_backend(torch.device(kind)), None
-            except Exception as wrong:
-                chosen, error = None, one_line(wrong)
-            convolution = {"status": kernel_status(kind), "chosen": choose_kernel(torch.device(kind))}
-            answer["backends"][kind] = {
-                "status": status, "chosen": chosen, "error": error, "convolution": convolution
-            }
+            answer["backends"][kind] = {}
+            for name, operator in operators.items():
+                found = {"status": operator.backend_status(kind), "variable": operator.ENVIRONMENT_VARIABLE}
+                try:
+                    found["chosen"], found["error"] = operator.choose_backend(torch.device(kind)), None
+                except Exception as wrong:
+                    found["chosen"], found["error"] = None, one_line(wrong)
+                answer["backends"][kind][name] = found
     except Exception as error:
         answer["backend_error"] = one_line(error)
 print(json.dumps(answer))

@@ -239,18 +239,18 @@ def backends(answer: dict[str, Any]) -> list[Finding]:
         reason = answer.get("error") or answer.get("backend_error") or answer["imports"]["torch"]
         return [Finding("selective scan", f"cannot run: {reason}", "broken", "reinstall torch, then nnunet-ext")]
     findings = []
-    for device, result in answer["backends"].items():
-        for name, reason in result["status"].items():
-            findings.append(Finding(f"{name} on {device}", reason or "works", "note" if reason else "ok"))
-        if result["error"] is not None:
+    for device, operators in answer["backends"].items():
+        for operator, result in operators.items():
+            for name, reason in result["status"].items():
+                findings.append(
+                    Finding(f"{operator} by {name} on {device}", reason or "works", "note" if reason else "ok")
+                )
+            if result["error"] is None:
+                findings.append(Finding(f"{operator} taken on {device}", result["chosen"]))
+                continue
             value = result["error"].partition(": ")[2] or result["error"]
             # A backend for the GPU only is a fair request; without a GPU nothing could run.
             status: Any = "broken" if device == list(answer["backends"])[-1] else "note"
-            remedy = "unset NNUNET_EXT_SCAN" if status == "broken" else ""
-            findings.append(Finding(f"taken on {device}", value, status, remedy))
-        else:
-            findings.append(Finding(f"taken on {device}", result["chosen"]))
-        status, chosen = result["convolution"]["status"], result["convolution"]["chosen"]
-        why = [f"; {name}: {reason}" for name, reason in status.items() if reason is not None]
-        findings.append(Finding(f"convolution on {device}", chosen + "".join(why)))
+            remedy = f"unset {result['variable']}" if status == "broken" else ""
+            findings.append(Finding(f"{operator} taken on {device}", value, status, remedy))
     return findings

@@ -15,11 +15,23 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_ext.errors import UserError
 from nnunet_ext.ops.resample import linear_neighbours, nearest_slices
 from nnunet_ext.plans.preprocessor import RESAMPLING, coarse_axis
 
 # Numbers of interpolated logits held at once.
 _HELD = 1 << 21
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Refuse logits that are not finite, of which any label map could be made.
+
+    Raises:
+        UserError: there is a NaN or an infinity among them.
+    """
+    # The extremes of numbers with a NaN among them are NaN, and are found without further memory.
+    if not all(bool(torch.isfinite(end)) for channel in logits for end in (channel.min(), channel.max())):
+        raise UserError("the network's output is not finite; look at the image, or predict with --precision fp32")
 
 
 def segmentation_of_logits(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,8 +33,9 @@ from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
 from nnunet_ext.image_files import check_whole, check_written
-from nnunet_ext.inference.export import segmentation_of_logits
+from nnunet_ext.inference.export import check_finite, segmentation_of_logits
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
+from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -100,12 +102,18 @@ class FolderPredictor(nnUNetPredictor):
                 (`nnunet_ext.diffusion.samples_file`) and fused after that, not window by window.
 
         Raises:
-            UserError: `samples_folder` for a network that draws none.
+            UserError: `samples_folder` for a network that draws none, or a backend that does not run here.
         """
         if samples_folder is not None and not (isinstance(self.network, DrawsSamples) and self.network.sampling.steps):
             raise UserError(
                 "--save_samples needs a network that draws samples, such as MedSegDiff-V2, and at least one step"
             )
+        try:
+            taken = taken_by(self.network, self.device)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if taken:
+            print(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in taken.items())}", file=sys.stderr)
         threads = max(1, min(threads, len(cases)))
         with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
@@ -201,6 +209,8 @@ class FolderPredictor(nnUNetPredictor):
                 remove_leftovers(case.output.with_name(case.name + kind))
             managers = (self.plans_manager, self.configuration_manager, self.label_manager)
             writer = self.plans_manager.image_reader_writer_class()
+            for values in (logits, *(drawn[1] if drawn is not None else ())):
+                check_finite(values)
             if dense:
                 arguments = (self.configuration_manager, self.plans_manager, self.dataset_json, str(partial), True, 1)
                 export_prediction_from_logits(logits, properties, *arguments)

@@ -23,7 +23,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
-from nnunet_ext.errors import TrainingError
+from nnunet_ext.errors import reason_of
+from nnunet_ext.inference.export import check_finite
 from nnunet_ext.inference.predictor import Case, Done, FolderPredictor
 from nnunet_ext.machine import available_cores
 
@@ -35,7 +36,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
     """Predict the validation cases of a trainer's fold with mirroring, and write `validation/summary.json`.
 
     Args:
-        trainer: an initialised nnUNetTrainer with its network trained, and a method `before_case(name)`.
+        trainer: an initialised `SharedTrainer` with its network trained; prediction has its precision.
         save_probabilities: also write nnU-Net's .npz and .pkl of each case.
 
     Raises:
@@ -45,7 +46,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
     trainer.network.eval()
     folder = Path(trainer.output_folder, "validation")
     folder.mkdir(parents=True, exist_ok=True)
-    predictor = FolderPredictor(device=trainer.device, allow_tqdm=False)
+    predictor = FolderPredictor(precision=trainer.precision, device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
         trainer.network.module if trainer.is_ddp else trainer.network,
         trainer.plans_manager,
@@ -68,29 +69,36 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
     with ThreadPoolExecutor(1) as behind:
         waiting: list[Future[Done]] = []
         for number, name in enumerate(dataset.identifiers):
-            trainer.print_to_log_file(f"predicting {name}")
             trainer.before_case(name)
-            data, properties = _case(trainer, dataset, name)
-            trainer.print_to_log_file(f"{name}, shape {data.shape}, rank {trainer.local_rank}")
-            logits = predictor.predict_sliding_window_return_logits(data).cpu()
+            case = Case(name, (), folder / f"{name}{trainer.dataset_json['file_ending']}")
             while len(waiting) > 1:  # no more results in memory than are worked on
                 done.append(waiting.pop(0).result())
-            output = folder / f"{name}{trainer.dataset_json['file_ending']}"
-            export = (Case(name, (), output), logits, properties, 0.0, save_probabilities)
-            waiting.append(behind.submit(predictor.export, *export))
-            _write_next_stages(trainer, name, logits, properties)
+            try:
+                logits, properties = _predict(trainer, predictor, dataset, name)
+                waiting.append(behind.submit(predictor.export, case, logits, properties, 0.0, save_probabilities))
+                _write_next_stages(trainer, name, logits, properties)
+            except Exception as error:  # whatever it is, the other cases can be predicted and other ranks wait
+                done.append(Done(case, 0.0, reason_of(error)))
             if trainer.is_ddp and number < barriers and (number + 1) % _BARRIER_EVERY == 0:
                 dist.barrier()
         done += [export.result() for export in waiting]
     failed = [f"{export.case.name} ({export.failure})" for export in done if export.failure]
-    if failed:
-        raise TrainingError(f"validation could not write {', '.join(failed)}; mend that and continue with --val")
-    if trainer.is_ddp:
-        dist.barrier()
+    problem = f"validation could not write {', '.join(failed)}; mend that and continue with --val" if failed else None
+    trainer.fail_together(problem)
     if trainer.local_rank == 0:
         _summarise(trainer, folder)
     trainer.set_deep_supervision_enabled(True)
     compute_gaussian.cache_clear()
+
+
+def _predict(trainer: Any, predictor: FolderPredictor, dataset: Any, name: str) -> tuple[Tensor, dict]:
+    """Logits (classes, *grid of the preprocessed image) of a case, which are finite, and its properties."""
+    trainer.print_to_log_file(f"predicting {name}")
+    data, properties = _case(trainer, dataset, name)
+    trainer.print_to_log_file(f"{name}, shape {data.shape}, rank {trainer.local_rank}")
+    logits = predictor.predict_sliding_window_return_logits(data).cpu()
+    check_finite(logits)
+    return logits, properties
 
 
 def _case(trainer: Any, dataset: Any, name: str) -> tuple[Tensor, dict]:

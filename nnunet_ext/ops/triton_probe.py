@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nnunet_ext.ops.backends import WhyNot, first_line, on_cuda
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 _TOLERANCE = 1e-3
 
 
-def why_not(device: torch.device, probe: Callable[[torch.device], str | None]) -> str | None:
+def why_not(device: torch.device, probe: WhyNot) -> str | None:
     """None if kernels run on `device`, else the reason in one line; `probe` answers for a CUDA device with an index."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    if device.type != "cuda":
-        return "needs a CUDA device"
-    return probe(device if device.index is not None else torch.device("cuda", torch.cuda.current_device()))
+    return on_cuda(device, probe)
 
 
 def disagreement(kernels: Function, plain: Function, arguments: Callable[[], Sequence[Tensor]]) -> str | None:
@@ -31,15 +31,13 @@ def disagreement(kernels: Function, plain: Function, arguments: Callable[[], Seq
     # Any exception is an answer here: missing compilers, drivers and ptxas raise all kinds.
     try:
         results = []
-        with torch.enable_grad():
-            for function in (kernels, plain):
-                leaves = [x.clone().requires_grad_(True) for x in arguments()]
-                outputs = function(*leaves)
-                torch.stack([x.square().sum() for x in outputs]).sum().backward()
-                results.append([*(x.detach() for x in outputs), *(x.grad for x in leaves)])
+        for function in (kernels, plain):
+            leaves = [x.clone().requires_grad_(True) for x in arguments()]
+            outputs = function(*leaves)
+            torch.stack([x.square().sum() for x in outputs]).sum().backward()
+            results.append([*(x.detach() for x in outputs), *(x.grad for x in leaves)])
         # Python's max would pass over NaN.
         worst = torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(*results, strict=True)]).max().item()
         return None if worst < _TOLERANCE else f"Triton's results are off by {worst:.2g} on this device"
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"Triton does not work here ({first_line})"
+        return f"Triton does not work here ({first_line(error)})"

@@ -14,6 +14,16 @@ from nnunet_ext.reports.runs import Run
 
 # Settings of a schedule that readers expect to be equal; the network decides about the rest.
 _SCHEDULE = ("epochs", "iterations", "batch_size", "patch_size", "precision")
+# Variables whose effect is compared by itself, and those that change no result.
+_SAID_ELSEWHERE = {
+    *(
+        f"NNUNET_EXT_{name}"
+        for name in ("EPOCHS", "ITERATIONS", "PRECISION", "SCAN", "CONVOLUTION", "EPISODE_DATASETS")
+    ),
+    *(f"NNUNET_EXT_{name}" for name in ("CHECKPOINT_EVERY", "AUTOLOAD", "TEST_DATA")),
+    *("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"),
+    *("nnUNet_n_proc_DA", "nnUNet_def_n_proc"),
+}
 # Below this many units the percentile bootstrap is too narrow.
 _FEW = 20
 
@@ -98,6 +108,7 @@ def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> lis
             f"Whether {', '.join(undigested)} had the same references as the others is known by their voxels per label "
             "alone: evaluated before references were told apart by content; run nnunet_ext evaluate again to be sure."
         )
+    found += _unlike_circumstances(runs)
     silent = [run.name for run in runs if run.folds and not run.records]
     if silent and len(runs) > 1:
         found.append(f"The schedule of {', '.join(silent)} is unknown: no run.json, which only this package's trainers "
@@ -111,6 +122,28 @@ def _unequal_folds(run: Run) -> list[str]:
     settings = [{k: record.get("settings", {}).get(k) for k in _SCHEDULE} for record in run.records]
     uneven = [name for name in _SCHEDULE if any(s[name] != settings[0][name] for s in settings)]
     return [f"{run.name}: its folds were trained with different {', '.join(uneven)}."] if uneven else []
+
+
+def _unlike_circumstances(runs: Sequence[Run]) -> list[str]:
+    """Backends, further training data and environment variables, where methods differ in them."""
+
+    def variables(record: dict[str, Any]) -> dict[str, str]:
+        if "environment" not in record:
+            return {}
+        return {name: record["environment"].get(name, "unset") for name in names}
+
+    def data(record: dict[str, Any]) -> dict[str, str]:
+        return {"data sets": ", ".join(record["other_datasets"]) or "none"} if "other_datasets" in record else {}
+
+    records = [run.records[0] for run in runs if run.records]
+    names = sorted({name for record in records for name in record.get("environment", {})} - _SAID_ELSEWHERE)
+    return [
+        *_differences(
+            runs, "Backends differ, times are not comparable", ("scan", "convolution"), lambda r: r.get("backends", {})
+        ),
+        *_differences(runs, "Further training data differ", ("data sets",), data),
+        *_differences(runs, "Environment variables differ", names, variables),
+    ]
 
 
 def _failed_folds(run: Run, cases: Sequence[str]) -> list[str]:
@@ -141,7 +174,7 @@ def _differences(
         values = {method: facts[name] for method, facts in known if facts.get(name) is not None}
         if any(value != next(iter(values.values())) for value in values.values()):
             listed = ", ".join(f"{method} {_plain(value)}" for method, value in values.items())
-            parts.append(f"{name.replace('_', ' ')} ({listed})")
+            parts.append(f"{name.replace('_', ' ') if name.islower() else name} ({listed})")
     return [f"{title}: {'; '.join(parts)}."] if parts else []
 
 

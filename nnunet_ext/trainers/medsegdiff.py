@@ -72,6 +72,8 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
 
     def step(self, loss: Tensor, batch: dict, max_norm: float = 1.0) -> None:
         super().step(loss, batch, max_norm)
+
+    def after_update(self) -> None:
         network = self.bare_network()
         assert isinstance(network, Averaged)
         network.update_average(AVERAGE_DECAY)

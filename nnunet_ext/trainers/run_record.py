@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -24,6 +25,11 @@ def describe_software() -> dict[str, str | None]:
     packages = ("nnunetv2", "torch", "numpy", "batchgeneratorsv2")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {"nnunet_ext": __version__, "git": git_revision(), "python": platform.python_version(), **versions}
+
+
+def describe_environment() -> dict[str, str]:
+    """This project's and nnU-Net's variables that are set: what else decides about a run."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(("NNUNET_EXT_", "nnUNet_"))}
 
 
 def git_revision() -> str | None:

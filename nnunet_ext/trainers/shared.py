@@ -7,8 +7,6 @@ the same methods of `nnUNetTrainer` it would override without this class.
 from __future__ import annotations
 
 import os
-import pickle
-import shutil
 import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -24,14 +22,16 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
-from nnunet_ext.files import atomic_path, remove_leftovers, write_json, write_text, writing_prefix
+from nnunet_ext.files import atomic_path, write_json, write_text
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
+from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.network import count_parameters
-from nnunet_ext.processes import known_signals
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
+from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
+from nnunet_ext.trainers.signals import handlers
 
 # The exit status that says: everything is saved, submit me again with --c.
 EXIT_RESUBMIT = 85
@@ -85,6 +85,8 @@ class SharedTrainer(nnUNetTrainer):
         self._last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
+        self._backends: dict[str, str] = {}
+        self.other_datasets: list[str] = []  # names of data sets that training draws from besides its own
 
     # Network ---------------------------------------------------------------------------------------------------
 
@@ -94,6 +96,13 @@ class SharedTrainer(nnUNetTrainer):
             asked = os.environ.get("OMP_NUM_THREADS", "")
             torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
         super().initialize()
+        # Before anything runs: what works here is said at once and once, and a wish that cannot be met costs nothing.
+        try:
+            self._backends = taken_by(self.bare_network(), self.device)
+        except ValueError as error:
+            self.fail(str(error))
+        if self._backends:
+            self.print_to_log_file(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in self._backends.items())}")
         if self.local_rank == 0:
             self._add_tensorboard()
 
@@ -134,13 +143,7 @@ class SharedTrainer(nnUNetTrainer):
 
     def step(self, loss: torch.Tensor, batch: dict, max_norm: float = 12.0) -> None:
         """Check the loss, run backward, clip the gradients as nnU-Net does, and update the weights."""
-        if not torch.isfinite(loss):
-            learning_rate = self.optimizer.param_groups[0]["lr"]
-            self.fail(
-                f"the loss is {loss.item()} in epoch {self.current_epoch} at learning rate {learning_rate:.3g}, "
-                f"precision {self.precision}, cases {', '.join(map(str, batch['keys']))}; the last good checkpoint in "
-                f"{self.output_folder} is kept. Look at these cases, or train with NNUNET_EXT_PRECISION=bf16 or fp32"
-            )
+        self.fail_together(None if torch.isfinite(loss) else self._about_loss(loss.item(), batch))
         if self.grad_scaler is None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
@@ -151,11 +154,23 @@ class SharedTrainer(nnUNetTrainer):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+        self.after_update()
         if self._stop == "batch" and not self.is_ddp:
             # The epoch is not over: it is run again from these weights.
             self.current_epoch -= 1
             self.save_checkpoint(os.path.join(self.output_folder, LATEST))
             self._exit_for_resubmission("stopped within the epoch")
+
+    def after_update(self) -> None:
+        """What belongs to an update of the weights beside the optimiser's step; called before anything is saved."""
+
+    def _about_loss(self, value: float, batch: dict) -> str:
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"the loss is {value} in epoch {self.current_epoch} at learning rate {learning_rate:.3g}, "
+            f"precision {self.precision}, cases {', '.join(map(str, batch['keys']))}; the last good checkpoint in "
+            f"{self.output_folder} is kept. Look at these cases, or train with NNUNET_EXT_PRECISION=bf16 or fp32"
+        )
 
     def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | list[torch.Tensor]]:
         target = batch["target"]
@@ -202,7 +217,7 @@ class SharedTrainer(nnUNetTrainer):
             with atomic_path(filename) as temporary:
                 super().save_checkpoint(str(temporary))
                 if Path(filename).name == LATEST and Path(filename).exists():
-                    _keep(Path(filename), Path(filename).with_name(PREVIOUS))
+                    keep(Path(filename), Path(filename).with_name(PREVIOUS))
         except UserError as error:  # a full disk, say
             raise TrainingError(str(error)) from None
         if Path(filename).name == LATEST:
@@ -210,13 +225,13 @@ class SharedTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         path = Path(filename_or_checkpoint)
-        problem = _why_unreadable(path)
+        problem = why_unreadable(path)
         if problem is None:
             super().load_checkpoint(str(path))
             return
         earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []
         for candidate in earlier:
-            if _why_unreadable(candidate) is None:
+            if why_unreadable(candidate) is None:
                 self.print_to_log_file(f"WARNING: {path} is damaged ({problem}); continuing from {candidate.name}")
                 super().load_checkpoint(str(candidate))
                 return
@@ -225,7 +240,7 @@ class SharedTrainer(nnUNetTrainer):
     # Epochs ----------------------------------------------------------------------------------------------------
 
     def run_training(self) -> None:
-        with _handlers(self._on_signal):
+        with handlers(self._on_signal):
             super().run_training()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -234,7 +249,7 @@ class SharedTrainer(nnUNetTrainer):
             raise SystemExit(EXIT_RESUBMIT)
 
         begin = time.monotonic()
-        with _handlers(leave):
+        with handlers(leave):
             validate_fold(self, save_probabilities)
         if self.local_rank == 0:
             run_record.add_validation(self.output_folder, time.monotonic() - begin, len(self.do_split()[1]))
@@ -266,10 +281,13 @@ class SharedTrainer(nnUNetTrainer):
                 "batch_size": self.configuration_manager.batch_size,
                 "patch_size": list(self.configuration_manager.patch_size),
             },
+            "backends": self._backends,
             "parameters": parameters,
             "gmacs_per_patch": self._gmacs(),
             "software": run_record.describe_software(),
             "hardware": run_record.describe_hardware(self.device),
+            "environment": run_record.describe_environment(),
+            "other_datasets": self.other_datasets,
         }
         self._write_record()
 
@@ -314,6 +332,26 @@ class SharedTrainer(nnUNetTrainer):
         self.print_to_log_file(f"ERROR: {message}", also_print_to_console=False)
         raise TrainingError(message)
 
+    def fail_together(self, message: str | None) -> None:
+        """Fail on all ranks of distributed training when one has to; the others would wait for it forever.
+
+        Args:
+            message: what is wrong on this rank, or None. Every rank calls this at the same place.
+
+        Raises:
+            TrainingError: with the messages of all ranks, if there is one.
+        """
+        messages = [message]
+        if self.is_ddp:
+            flag = torch.tensor(int(message is not None), device=self.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            if flag.item():
+                messages = [None] * dist.get_world_size()
+                dist.all_gather_object(messages, message)
+        found = [text for text in messages if text]
+        if found:
+            self.fail("; ".join(found))
+
     # Records ---------------------------------------------------------------------------------------------------
 
     def _write_record(self) -> None:
@@ -345,35 +383,6 @@ class SharedTrainer(nnUNetTrainer):
         self.logger.loggers.append(logger)
 
 
-class _handlers:
-    """Install a handler for SIGUSR1 and SIGTERM in this process only, and put the old ones back."""
-
-    def __init__(self, act):
-        self._act = act
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        owner = os.getpid()
-
-        def handle(number, frame):
-            if os.getpid() == owner:
-                self._act(number)
-            elif number == signal.SIGTERM:
-                # A forked augmentation worker inherits this handler, and is meant to end.
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-
-        for number in known_signals("SIGUSR1", "SIGTERM"):  # Windows has no SIGUSR1
-            try:
-                self._old[number] = signal.signal(number, handle)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-
 def _check_writable(folder: str) -> None:
     probe = Path(folder, ".nnunet_ext_can_write")
     try:
@@ -381,26 +390,3 @@ def _check_writable(folder: str) -> None:
         probe.unlink()
     except UserError:
         raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None
-
-
-def _keep(path: Path, kept: Path) -> None:
-    """Give the file a second name, without a moment in which either name is missing."""
-    remove_leftovers(kept)
-    link = kept.with_name(writing_prefix() + kept.name)
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except (OSError, AttributeError):  # file systems, or systems, without hard links
-        shutil.copyfile(path, link)
-    os.replace(link, kept)
-
-
-def _why_unreadable(path: Path) -> str | None:
-    """None if the file is a whole checkpoint. Reads its index only: a truncated archive has none."""
-    if not path.is_file():
-        return "it does not exist"
-    try:
-        torch.load(path, map_location="cpu", weights_only=False, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return None

@@ -174,7 +174,8 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
     def _read_other_pools(self) -> list[Pool]:
         """One pool per data set that NNUNET_EXT_EPISODE_DATASETS names, all its cases."""
         size = self.bare_network().image_size
-        pools = []
+        pools: list[Pool] = []
+        self.other_datasets = []
         for name in os.environ.get("NNUNET_EXT_EPISODE_DATASETS", "").replace(",", " ").split():
             try:
                 folder = preprocessed_folder(name)
@@ -187,6 +188,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
                 tasks, ignore = tasks_of(labels.has_regions, dataset_json), labels.ignore_label
                 side = largest_side(dataset)
                 pools.append(read_pool(dataset, tasks, size, side, ignore_label=ignore, report=self.print_to_log_file))
+                self.other_datasets.append(folder.name)
             except (UserError, FileNotFoundError, RuntimeError) as error:
                 self.fail(f"NNUNET_EXT_EPISODE_DATASETS, data set {name}: {error}")
         return pools

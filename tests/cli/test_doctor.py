@@ -47,7 +47,7 @@ def test_a_real_run_proves_the_look_up_and_names_what_is_broken(tmp_path):
         *(f"{entry.name} found in {entry.module}" for entry in OWN),
         "reference on cpu works",
         f"nnUNet_preprocessed {tmp_path}, ",
-        "NNUNET_EXT_SCAN='fast' is no selective-scan backend",
+        "NNUNET_EXT_SCAN='fast' is no backend",
     ):
         assert words in report
     for line in (

@@ -183,6 +183,22 @@ def test_a_result_that_was_not_written_whole_never_appears(trained, tmp_path, mo
     assert [path.name for path in tmp_path.glob("*.nii.gz")] == [name] and (tmp_path / name).read_text() == "old"
 
 
+@pytest.mark.parametrize("more", [[], ["--save_probabilities"]], ids=["labels", "probabilities"])
+def test_output_that_is_not_finite_is_no_label_map(trained, tmp_path, capsys, more):
+    model, images = trained
+    shutil.copytree(model, tmp_path / "model")
+    path = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    for name, weights in checkpoint["network_weights"].items():
+        if "seg_layers" in name:
+            weights.fill_(float("nan"))
+    torch.save(checkpoint, path)
+    assert predict(tmp_path / "model", images, tmp_path / "out", *more) == 1
+    error = capsys.readouterr().err
+    assert "3 of 3 cases could not be predicted" in error and "output is not finite" in error
+    assert not arrays(tmp_path / "out") and not list((tmp_path / "out").glob("*.np*"))
+
+
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_ext.ops import causal_conv1d as module
 from nnunet_ext.ops import order
-from nnunet_ext.ops.causal_conv1d import causal_conv1d
+from nnunet_ext.ops.causal_conv1d import causal_conv1d, choose_backend
 from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import reorder, restore
 
@@ -18,7 +17,7 @@ def way(request, monkeypatch):
     monkeypatch.setattr(order, "_BLOCK", 20)
     monkeypatch.setattr(order, "_LONGEST_BLOCK", 20)
     # Named, not left to the choice: without numba that would be PyTorch's convolution a second time.
-    monkeypatch.setattr(module, "choose_kernel", lambda device, dtype, width: request.param)
+    monkeypatch.setenv("NNUNET_EXT_CONVOLUTION", request.param)
 
 
 def compare(leaves, tolerance=1e-12, silu=False, orientation="forward", num_slices=1):
@@ -76,3 +75,17 @@ def test_bad_shapes_are_named():
         causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 4), orientation="slices", num_slices=3)
     with pytest.raises(ValueError, match="orientation='sideways'"):
         causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 4), orientation="sideways")
+
+
+def test_argument_then_variable_then_what_takes_the_input(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_backend(cpu) == "cpu" and choose_backend(cpu, dtype=torch.bfloat16) == "plain"
+    monkeypatch.setenv("NNUNET_EXT_CONVOLUTION", "plain")
+    assert choose_backend(cpu) == "plain" and choose_backend(cpu, "cpu") == choose_backend(cpu, "auto") == "cpu"
+    monkeypatch.setenv("NNUNET_EXT_CONVOLUTION", "cpu")
+    with pytest.raises(ValueError, match=r"CONVOLUTION='cpu' does not run on cpu: takes float32, float64, not float16"):
+        causal_conv1d(torch.zeros(1, 3, 8).half(), torch.zeros(3, 4).half())
+    with pytest.raises(ValueError, match="backend='causal_conv1d' does not run on cpu: takes filters of 2 to 4 steps"):
+        causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 5), backend="causal_conv1d")
+    with pytest.raises(ValueError, match="backend='numba' is no backend; use auto or one of causal_conv1d, cpu"):
+        causal_conv1d(torch.zeros(1, 3, 8), torch.zeros(3, 4), backend="numba")

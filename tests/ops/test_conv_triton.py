@@ -10,7 +10,7 @@ from helpers.interpreter import INTERPRETED, inside, linux_only, outside, passed
 
 from nnunet_ext.ops import causal_conv1d as module
 from nnunet_ext.ops import triton_probe
-from nnunet_ext.ops.causal_conv1d import causal_conv1d, choose_kernel, gpu, kernel_status
+from nnunet_ext.ops.causal_conv1d import backend_status, causal_conv1d, choose_backend, gpu
 from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import reorder, restore
 
@@ -36,12 +36,11 @@ def test_in_the_interpreter():
     ids=str,
 )
 def test_choice_on_cuda(works, dtype, width, chosen, monkeypatch):
-    table = {
-        name: (function, lambda device, name=name: None if name in (*works, "plain") else "broken")
-        for name, (function, _) in module.KERNELS.items()
-    }
-    monkeypatch.setattr(module, "KERNELS", table)
-    assert choose_kernel(torch.device("cuda"), dtype, width) == chosen
+    def why_not(name):
+        return lambda device: None if name in (*works, "plain") else "broken"
+
+    monkeypatch.setattr(module, "_BACKENDS", [b._replace(why_not=why_not(b.name)) for b in module._BACKENDS])
+    assert choose_backend(torch.device("cuda"), None, dtype, width) == chosen
 
 
 @outside
@@ -63,8 +62,8 @@ def test_the_probe_accepts_these_kernels():
 
 @outside
 def test_needs_a_gpu():
-    assert kernel_status("cpu")["triton"] == "needs a CUDA device"
-    assert choose_kernel(torch.device("cpu"), torch.float16) == "plain"
+    assert backend_status("cpu")["triton"] == "needs a CUDA device"
+    assert choose_backend(torch.device("cpu"), None, torch.float16) == "plain"
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ def small_tiles(monkeypatch):
     if INTERPRETED:
         monkeypatch.setattr(gpu, "_TILE", 32)
         monkeypatch.setattr(gpu, "_CHANNELS", 2)
-        monkeypatch.setattr(module, "choose_kernel", lambda *_: "triton")
+        monkeypatch.setenv("NNUNET_EXT_CONVOLUTION", "triton")
 
 
 def make(length, width=4, batch=2, channels=3, dtype=torch.float64):

@@ -11,6 +11,7 @@ import torch
 from helpers.fill import make_input
 from helpers.scans import NAMES, assert_close, make, run
 
+from nnunet_ext.ops import selective_scan as selective_scan_module
 from nnunet_ext.ops.selective_scan import backend_status, choose_backend, selective_scan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -110,7 +111,7 @@ def test_float32_arithmetic_under_autocast(backend):
         ({"B": torch.zeros(2, 4, 36)}, "B must be"),
         ({"C": torch.zeros(2, 4, 4, 37)}, "C must be"),
         ({"D": torch.zeros(7)}, "D must be"),
-        ({"backend": "cuda"}, "no selective-scan backend"),
+        ({"backend": "cuda"}, "backend='cuda' is no backend; use auto or one of mamba_ssm, cpu"),
         ({"backend": "mamba_ssm"}, "does not run on cpu: needs a CUDA device"),
     ],
 )
@@ -126,6 +127,16 @@ def test_environment_variable_chooses(monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_SCAN", "fastest")
     with pytest.raises(ValueError, match="NNUNET_EXT_SCAN='fastest'"):
         choose_backend(torch.device("cpu"))
+
+
+def test_a_backend_that_does_not_take_the_numbers_is_not_chosen(monkeypatch):
+    works = [backend._replace(why_not=lambda device: None) for backend in selective_scan_module._BACKENDS]
+    monkeypatch.setattr(selective_scan_module, "_BACKENDS", works)
+    cpu = torch.device("cpu")
+    assert choose_backend(cpu) == choose_backend(cpu, dtype=torch.float16) == "mamba_ssm"
+    assert choose_backend(cpu, dtype=torch.float64) == "cpu"
+    with pytest.raises(ValueError, match="backend='mamba_ssm' does not run on cpu: takes float32, not float64"):
+        choose_backend(cpu, "mamba_ssm", torch.float64)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

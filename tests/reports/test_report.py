@@ -155,6 +155,22 @@ def test_unfair_comparisons_are_pointed_out(base):
     assert "cases without a prediction cannot be noticed" in warnings
 
 
+def test_runs_under_unlike_circumstances_are_pointed_out(base):
+    def record(folder, **facts):
+        for file in folder.glob("fold_*/run.json"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+
+    first = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    record(first, backends={"scan": "triton", "convolution": "plain"}, other_datasets=[], environment={})
+    other = make_run(base, "nnUNetTrainerUNETRPP", 0)
+    environment = {"NNUNET_EXT_SAMPLES": "3", "NNUNET_EXT_EPOCHS": "3", "nnUNet_raw": "/elsewhere"}
+    record(other, backends={"scan": "chunked"}, other_datasets=["Dataset005_X"], environment=environment)
+    warnings = compare(base).warnings
+    assert "Backends differ, times are not comparable: scan (SegMamba triton, UNETR++ chunked)." in warnings
+    assert "Further training data differ: data sets (SegMamba none, UNETR++ Dataset005_X)." in warnings
+    assert "Environment variables differ: NNUNET_EXT_SAMPLES (SegMamba unset, UNETR++ 3)." in warnings
+
+
 def test_a_prediction_newer_than_its_evaluation_is_noticed(base):
     folder = base / "results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres"
     assert "newer" not in "\n".join(compare(base).warnings)

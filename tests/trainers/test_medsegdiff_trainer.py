@@ -60,6 +60,18 @@ def test_training_moves_both_copies_and_continues(make_trainer, planned, tmp_pat
     assert 0.05 < record["gmacs_per_patch"] and (record["gmacs_per_patch"] > 10) == ("Paper" in trainer_class.__name__)
 
 
+def test_what_is_saved_within_an_epoch_has_the_last_update_in_its_mean(make_trainer, planned):
+    trainer = make_trainer(nnUNetTrainerMedSegDiffV2Direct, plans=PLANS)
+    trainer.initialize()
+    trainer.lr_scheduler.step(0)
+    trainer._stop = "batch"  # as SIGTERM sets it
+    target = torch.zeros(2, 1, 16, 32, 32, dtype=torch.int16)
+    with pytest.raises(SystemExit):
+        trainer.train_step({"data": torch.randn(2, 1, 16, 32, 32), "target": target, "keys": ["a", "b"]})
+    saved = torch.load(Path(trainer.output_folder, "checkpoint_latest.pth"), weights_only=False)["network_weights"]
+    assert int(saved["updates"]) == 1
+
+
 def test_the_papers_loss_counts_the_anchor_at_every_fifth_step(make_trainer, planned):
     trainer = make_trainer(nnUNetTrainerMedSegDiffV2Paper, plans=PLANS)
     trainer.initialize()

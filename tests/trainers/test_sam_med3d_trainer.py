@@ -108,6 +108,19 @@ def test_training_step_and_checkpoint(make_trainer, planned, monkeypatch):
     network.load_state_dict(weights)
 
 
+def test_validation_by_clicks_with_an_ignore_label(make_trainer, planned, tmp_path):
+    description = json.loads((planned / "dataset.json").read_text())
+    last = max(description["labels"], key=description["labels"].get)
+    description["labels"]["ignore"] = description["labels"].pop(last)
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    (tmp_path / f"{PLANS}.json").write_text((planned / f"{PLANS}.json").read_text())
+    trainer = make_trainer(nnUNetTrainerSAMMed3D, plans=PLANS, folder=tmp_path)
+    trainer.initialize()
+    trainer.perform_actual_validation()
+    summary = json.loads(Path(trainer.output_folder, "validation", "prompted_summary.json").read_text())
+    assert set(summary["users"]["centre"]["classes"]) == set(description["labels"]) - {"background", "ignore"}
+
+
 def test_slices_and_cascades_are_refused(make_trainer, planned):
     plans = json.loads((planned / f"{PLANS}.json").read_text())
     configurations = plans["configurations"]

@@ -55,6 +55,9 @@ def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
         "epochs": 2, "iterations": 2, "val_iterations": 1, "precision": "bf16", "patch_size": [16, 32, 32],
     }  # fmt: skip
     assert len(record["epoch_seconds"]) == 2
+    assert record["backends"] == {"scan": "cpu", "convolution": "cpu"} and record["other_datasets"] == []
+    assert record["environment"]["NNUNET_EXT_PRECISION"] == "bf16"
+    assert record["environment"]["nnUNet_n_proc_DA"] == "0" and "PATH" not in record["environment"]
     assert record["parameters"] == sum(p.numel() for p in trainer.network.parameters())
     assert record["peak_memory_bytes"] > 1e8 and set(record["software"]) >= {"git", "nnunetv2", "torch", "nnunet_ext"}
     assert len(trainer.logger.get_value("train_losses", None)) == 2
@@ -246,6 +249,27 @@ def test_nan_loss_stops_and_names_the_batch(make_trainer):
     assert isinstance(caught.value, SystemExit) and caught.value.code == f"nnunet_ext: {caught.value}"
     assert all(torch.equal(trainer.network.state_dict()[k], v) for k, v in before.items())
     assert epoch_in(path) == 1
+
+
+def test_output_that_is_not_finite_is_a_failed_case_by_name(make_trainer):
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    with torch.no_grad():
+        trainer.network.out.conv.conv.bias[0] = float("nan")
+    (case,) = trainer.do_split()[1]
+    with pytest.raises(TrainingError, match=rf"could not write {case} \(the network's output is not finite; look at"):
+        trainer.perform_actual_validation()
+    assert not list(Path(trainer.output_folder, "validation").iterdir())
+
+
+def test_validation_has_the_precision_of_the_training(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_PRECISION", "bf16")
+    trainer = make_trainer(nnUNetTrainerSegMamba)
+    trainer.initialize()
+    seen = set()
+    trainer.network.out.conv.conv.register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    trainer.perform_actual_validation()
+    assert seen == {torch.bfloat16}
 
 
 def test_validation_writes_what_nnunet_would(make_trainer):

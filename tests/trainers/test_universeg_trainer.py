@@ -142,6 +142,7 @@ def test_further_data_sets_are_drawn_from(make, slices, few, monkeypatch):
         trainer.initialize()
         training, checking = trainer.get_dataloaders()
         assert [len(pool.case_names) for pool in training.pools] == [4, 2]
+        assert trainer.other_datasets == ["Dataset991_More"]
         assert len(checking.pools) == 1 and checking.supports[0] is training.pools[0]
         assert set(checking.pools[0].case_names).isdisjoint(checking.supports[0].case_names)
         for name, message in (("990", "Dataset990_Phantoms is trained on already"), ("77", "found none")):

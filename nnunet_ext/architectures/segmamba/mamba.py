@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_ext.ops.causal_conv1d import causal_conv1d
+from nnunet_ext.ops.causal_conv1d import choose_backend as convolution_backend
+from nnunet_ext.ops.selective_scan import choose_backend as scan_backend
 from nnunet_ext.ops.selective_scan import selective_scan
 
 # The suffixes of the published parameter names, and the orders of `nnunet_ext.ops.order` they stand for.
@@ -59,6 +61,11 @@ class TriOrientedMamba(nn.Module):
         decay = torch.arange(1, self.d_state + 1, dtype=torch.float32).repeat(self.d_inner, 1)
         self.register_parameter(f"A{direction}_log", nn.Parameter(torch.log(decay)))
         self.register_parameter(f"D{direction}", nn.Parameter(torch.ones(self.d_inner)))
+
+    def backends(self, device: torch.device) -> dict[str, str]:
+        """What computes the scan and the convolution on a device, in the layer's single precision."""
+        width = self.conv1d.kernel_size[0]
+        return {"scan": scan_backend(device), "convolution": convolution_backend(device, width=width)}
 
     def forward(self, tokens: Tensor, num_slices: int) -> Tensor:
         """Mix a sequence.

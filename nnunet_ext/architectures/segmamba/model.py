@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ext.architectures.blocks import CONVOLUTIONS, EncoderBlock, UpBlock, crop_to, pad_to_multiple
-from nnunet_ext.architectures.segmamba.mamba import MambaLayer
+from nnunet_ext.architectures.segmamba.mamba import MambaLayer, TriOrientedMamba
 
 OFFICIAL_NUM_SLICES = (64, 32, 16, 8)
 
@@ -187,6 +187,11 @@ class SegMamba(nn.Module):
         heads = len(self.supervision.seg_layers)  # type: ignore[arg-type]
         return scales + [[1.0 / r for r in reduction] for reduction in self.reductions[:heads]]
 
+    def backends(self, device: torch.device) -> dict[str, str]:
+        """What computes the Mamba layers' scan and convolution on a device; see `nnunet_ext.ops.backends`."""
+        layer = next(module for module in self.vit.modules() if isinstance(module, TriOrientedMamba))
+        return layer.backends(device)
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment a batch.
 
@@ -194,8 +199,8 @@ class SegMamba(nn.Module):
             x: (batch, input_channels, *grid), any grid; padded with zeros at the end to multiples of the strides.
 
         Returns:
-            Logits (batch, num_classes, *grid); with deep supervision a list, finest first, where output i has the
-            grid divided by `reductions[i - 1]`.
+            Logits (batch, num_classes, *grid); with deep supervision a list, finest first, of the sizes nnU-Net gives
+            its targets: the grid times `deep_supervision_scales`, rounded.
 
         Raises:
             ValueError: wrong number of axes or channels.
@@ -216,6 +221,7 @@ class SegMamba(nn.Module):
             return logits
         outputs = [logits]
         for i, head in enumerate(self.supervision.seg_layers):  # type: ignore[arg-type]
-            coarse = [-(-size // r) for size, r in zip(grid, self.reductions[i], strict=True)]
+            scales = self.deep_supervision_scales[i + 1]
+            coarse = [round(size * scale) for size, scale in zip(grid, scales, strict=True)]
             outputs.append(crop_to(head(decoded[3 - i]), torch.Size(coarse)))
         return outputs

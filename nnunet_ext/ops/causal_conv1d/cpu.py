@@ -15,7 +15,7 @@ from nnunet_ext.ops.order import blocks_of, places_of
 
 def why_not(device: torch.device) -> str | None:
     """None if the kernels run on this device, else the reason in one line."""
-    return why_no_numba() if device.type == "cpu" else "runs on the CPU only"
+    return why_no_numba() if device.type == "cpu" else "needs a CPU"
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, orientation: str, num_slices: int) -> Tensor:

@@ -5,12 +5,11 @@ Before a device uses them, they are compared with plain PyTorch there (`triton_p
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from nnunet_ext.ops import triton_probe
+from nnunet_ext.ops.backends import probed
 from nnunet_ext.ops.causal_conv1d.reference import reference
 from nnunet_ext.ops.order import ORIENTATIONS, reorder, restore
 
@@ -26,12 +25,12 @@ def why_not(device: torch.device) -> str | None:
     return triton_probe.why_not(device, _probe)
 
 
-@functools.cache
+@probed
 def _probe(device: torch.device, channels: int = 40, length: int = 600) -> str | None:
     def arguments():
         g = torch.Generator().manual_seed(0)
         shapes = [(2, channels, length), (channels, 4), (channels,)]
-        return [torch.randn(shape, generator=g).to(device) for shape in shapes]
+        return [torch.randn(shape, generator=g, dtype=torch.float32).to(device) for shape in shapes]
 
     def kernels(x, weight, bias):
         outs = [convolve(x, weight, bias, True, orientation, 6) for orientation in ORIENTATIONS]

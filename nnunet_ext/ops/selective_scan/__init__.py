@@ -17,57 +17,51 @@ For every batch entry b, channel d, state n and step t
 | `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
 | `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
 
-A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. One that says FOLLOWS_ORDER
-takes the orientation too and reads by index; for the others the sequences are copied into the order of the scan. One
-that says READS_HALF takes half-precision sequences as they are. All arithmetic is float32 (float64 for float64 inputs),
-also under autocast: the state decays over up to 262,144 steps.
+A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. All arithmetic is float32
+(float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
 """
 
 from __future__ import annotations
 
-import os
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
+from nnunet_ext.ops import backends
+from nnunet_ext.ops.backends import HALVES, SINGLE_AND_DOUBLE, Backend
 from nnunet_ext.ops.order import check_orientation, reorder, restore
 from nnunet_ext.ops.selective_scan import chunked, cpu, gpu, mamba_cuda, reference
 
 ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 
-# In the order of the automatic choice: the first that runs on the device is taken.
-_BACKENDS: dict[str, ModuleType] = {
-    "mamba_ssm": mamba_cuda,
-    "cpu": cpu,
-    "triton": gpu,
-    "chunked": chunked,
-    "reference": reference,
-}
+# In the order of the automatic choice.
+_BACKENDS = (
+    Backend("mamba_ssm", mamba_cuda.scan, mamba_cuda.why_not, (torch.float32,)),
+    Backend("cpu", cpu.scan, cpu.why_not, SINGLE_AND_DOUBLE, follows_order=True),
+    Backend("triton", gpu.scan, gpu.why_not, SINGLE_AND_DOUBLE + HALVES, follows_order=True),
+    Backend("chunked", chunked.scan, chunked.why_not, SINGLE_AND_DOUBLE),
+    Backend("reference", reference.scan, reference.why_not, SINGLE_AND_DOUBLE),
+)
+_TABLE = {backend.name: backend for backend in _BACKENDS}
 
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """For every backend, None if it runs on `device`, else one line that says why it does not."""
-    return {name: module.why_not(torch.device(device)) for name, module in _BACKENDS.items()}
+    return backends.status(_BACKENDS, device)
 
 
 @torch.compiler.assume_constant_result  # probing imports packages, which torch.compile cannot trace
-def choose_backend(device: torch.device, backend: str | None = None) -> str:
-    """The backend to use: the argument, else the variable NNUNET_EXT_SCAN, else the first that runs on `device`.
+def choose_backend(device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32) -> str:
+    """The name of the backend that inputs of this type get; see `backends.choose`.
 
     Raises:
-        ValueError: the name is unknown, or the backend asked for does not run on `device`.
+        ValueError: the name is unknown, or that backend does not run on `device` or does not take such numbers.
     """
-    asked = backend or os.environ.get(ENVIRONMENT_VARIABLE, "").strip() or "auto"
-    if asked == "auto":
-        return next(name for name, module in _BACKENDS.items() if module.why_not(device) is None)
-    source = "backend" if backend else ENVIRONMENT_VARIABLE
-    if asked not in _BACKENDS:
-        raise ValueError(f"{source}={asked!r} is no selective-scan backend; use auto or one of {', '.join(_BACKENDS)}")
-    reason = _BACKENDS[asked].why_not(device)
-    if reason is not None:
-        raise ValueError(f"{source}={asked!r} does not run on {device}: {reason}")
-    return asked
+    return backends.choose(_BACKENDS, ENVIRONMENT_VARIABLE, device, _arithmetic(dtype), asked=backend)
+
+
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is computed in single."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def selective_scan(
@@ -111,23 +105,21 @@ def selective_scan(
 
     Raises:
         ValueError: shapes do not fit, A is complex, the orientation is unknown, num_slices does not divide the length,
-            or the backend is unknown or does not run here.
+            or the backend is unknown, does not run here or does not take such numbers.
     """
     B, C = _check(u, delta, A, B, C, D, z, delta_bias)
     check_orientation(orientation, num_slices, u.shape[2])
-    module = _BACKENDS[choose_backend(u.device, backend)]
-    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-    # Triton kernels convert what they read.
-    stays = (torch.float16, torch.bfloat16) if getattr(module, "READS_HALF", False) else ()
+    taken, compute = _TABLE[choose_backend(u.device, backend, u.dtype)], _arithmetic(u.dtype)
+    stays = [dtype for dtype in HALVES if dtype in taken.dtypes]
     sequences = [x if x is None or x.dtype in stays else x.to(compute) for x in (u, delta, B, C, z)]
     A, D, delta_bias = (None if x is None else x.to(compute) for x in (A, D, delta_bias))
     order: tuple[str, int] | tuple[()] = (orientation, num_slices)
     with torch.autocast(u.device.type, enabled=False):
-        if not getattr(module, "FOLLOWS_ORDER", False):
+        if not taken.follows_order:
             sequences = [None if x is None else reorder(x, orientation, num_slices) for x in sequences]
             order = ()
         x, delta, B, C, z = sequences
-        out, last_state = module.scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, *order)
+        out, last_state = taken.function(x, delta, A, B, C, D, z, delta_bias, delta_softplus, *order)
         if not order:
             out = restore(out, orientation, num_slices)
     out = out.to(u.dtype)

@@ -20,8 +20,6 @@ from nnunet_ext.ops.order import blocks_of, reorder, restore
 # Every thread sums the gradients of B and C for itself, over parts of the sequence that keep within this.
 _PARTIAL_BYTES = 128 * 2**20
 
-FOLLOWS_ORDER = True
-
 
 def why_not(device: torch.device) -> str | None:
     """None on the CPU if numba works, else the reason in one line."""

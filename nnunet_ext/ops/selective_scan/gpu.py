@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ext.ops import triton_probe
+from nnunet_ext.ops.backends import probed
 from nnunet_ext.ops.order import ORIENTATIONS
 
 # Steps and channels of one program's tile, and its warps: a row of channels fills lines of memory, and compiled for
@@ -24,23 +25,21 @@ _WARPS = 8
 # Chunks whose states are carried at once.
 _CHUNKS = 64
 
-FOLLOWS_ORDER = True
-READS_HALF = True
-
 
 def why_not(device: torch.device) -> str | None:
     """None if the kernels gave right results on this device, else the reason in one line."""
     return triton_probe.why_not(device, _probe)
 
 
-@functools.cache
-def _probe(device: torch.device) -> str | None:
+@probed
+def _probe(device: torch.device, channels: int = 40, length: int = 100) -> str | None:
     from nnunet_ext.ops.selective_scan import chunked
 
     def arguments():
         g = torch.Generator().manual_seed(0)
-        shapes = [(1, 40, 100), (1, 40, 100), (40, 16), (1, 1, 16, 100), (1, 1, 16, 100), (40,), (1, 40, 100), (40,)]
-        values = [torch.randn(shape, generator=g).to(device) for shape in shapes]
+        sequence, weights, row = (1, channels, length), (1, 1, 16, length), (channels,)
+        shapes = [sequence, sequence, (channels, 16), weights, weights, row, sequence, row]
+        values = [torch.randn(shape, generator=g, dtype=torch.float32).to(device) for shape in shapes]
         values[2] = -values[2].exp()
         return values
 

@@ -6,38 +6,33 @@ once on a tiny tensor, and whatever goes wrong is the reason that is reported.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from nnunet_ext.ops.backends import first_line, on_cuda, probed
 
 
 def why_not(device: torch.device) -> str | None:
     """None if the kernel ran on this device, else the reason in one line."""
-    if device.type != "cuda":
-        return "needs a CUDA device"
-    return _probe(device.index if device.index is not None else torch.cuda.current_device())
+    return on_cuda(device, _probe)
 
 
-@functools.cache
-def _probe(index: int) -> str | None:
+@probed
+def _probe(device: torch.device) -> str | None:
     # Any exception is an answer here: broken builds raise ImportError, RuntimeError, NameError and others.
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-        x = torch.ones(1, 2, 4, device=f"cuda:{index}")
-        weights = torch.ones(1, 1, 4, device=x.device)
-        out = selective_scan_fn(x, x, -torch.ones(2, 1, device=x.device), weights, weights)
-        torch.cuda.synchronize(index)
+        x = torch.ones(1, 2, 4, dtype=torch.float32, device=device)
+        weights = torch.ones_like(x[:, :1])
+        out = selective_scan_fn(x, x, -torch.ones_like(x[0, :, :1]), weights, weights)
+        torch.cuda.synchronize(device)
         return None if bool(torch.isfinite(out).all()) else "mamba-ssm's kernel returned values that are not finite"
     except ImportError as error:
-        return f"mamba-ssm cannot be imported ({_first_line(error)}); pip install 'nnunet-ext[mamba]'"
+        return f"mamba-ssm cannot be imported ({first_line(error)}); pip install 'nnunet-ext[mamba]'"
     except Exception as error:
-        return f"mamba-ssm is installed but its kernel fails ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"mamba-ssm is installed but its kernel fails ({first_line(error)})"
 
 
 def scan(
@@ -52,10 +47,10 @@ def scan(
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     """Arguments as `selective_scan`, B and C as (batch, groups, states, length). Returns output and last state."""
+    if isinstance(u, FakeTensor):  # the package tells nobody the shapes of its results
+        return torch.empty_like(u), u.new_empty(*u.shape[:2], A.shape[1])
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    if u.dtype == torch.float64:
-        raise ValueError("the mamba_ssm backend computes in float32; use chunked or reference for float64")
     return selective_scan_fn(
         u.contiguous(),
         delta.contiguous(),

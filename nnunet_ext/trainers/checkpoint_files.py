@@ -1,0 +1,35 @@
+"""Checkpoint files: kept under a second name, and found out to be damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+
+from nnunet_ext.files import remove_leftovers, writing_prefix
+
+
+def keep(path: Path, kept: Path) -> None:
+    """Give the file a second name, without a moment in which either name is missing."""
+    remove_leftovers(kept)
+    link = kept.with_name(writing_prefix() + kept.name)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except (OSError, AttributeError):  # file systems, or systems, without hard links
+        shutil.copyfile(path, link)
+    os.replace(link, kept)
+
+
+def why_unreadable(path: Path) -> str | None:
+    """None if the file is a whole checkpoint. Reads its index only: a truncated archive has none."""
+    if not path.is_file():
+        return "it does not exist"
+    try:
+        torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
