@@ -5,7 +5,7 @@ are alive at the same time are added up, as they are made and freed: parameters,
 backward pass and what exists in between. The optimiser's state is added to that. What an operation needs only while it
 runs is not seen.
 
-Measured on a CPU in single precision (benchmarks/memory.py), the sum is 0.94 to 1.00 of the real peak's growth for six
+Measured on a CPU in single precision (benchmarks/memory.py), the sum is 0.94 to 1.01 of the real peak's growth for six
 networks at two sizes each, so nothing is added or multiplied there. `on_gpu` sets aside what a GPU needs besides.
 """
 

