@@ -11,7 +11,6 @@ import contextlib
 import math
 import os
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_path, gunzipped
+from nnunet_ext.quiet import quiet_libraries, quiet_nibabel
 
 # What nibabel raises at headers that make no sense.
 HEADER_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError, ImageFileError, HeaderDataError, WrapStructError)
@@ -37,8 +36,6 @@ _LONGEST_HEADER = 540
 _PADDING = 1 << 20
 # DEFLATE cannot compress better, so a header that declares more is wrong, or the file is cut short.
 _LARGEST_RATIO = 1032
-# What silences the libraries belongs to the whole process.
-_QUIET = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -187,8 +184,7 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
         # A header of .mhd would name its voxels' file, which is not renamed with it; it may hold them itself.
         target = temporary.with_name(temporary.name + ".mha") if path.suffix.lower() == ".mhd" else temporary
         try:
-            with quiet_libraries():
-                sitk.WriteImage(image, os.fspath(target), useCompression=True)
+            sitk.WriteImage(image, os.fspath(target), useCompression=True)
             check_written(target, image.GetNumberOfPixels(), path)
             if target != temporary:
                 os.replace(target, temporary)
@@ -252,37 +248,6 @@ def whole_numbers(path: str | os.PathLike[str], array: np.ndarray) -> np.ndarray
             raise UserError(f"{path} holds the value {array.max()}; expected labels below 2^63")
         return array.astype(np.int64)  # which compares and combines with the other types
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep off stderr what ITK and the libraries of the formats print there beside the error that they raise.
-
-    libpng, libtiff and MetaIO write to file descriptor 2 of this process, which is turned away for the time being.
-    """
-    with _QUIET, open(os.devnull, "wb") as nowhere:
-        try:
-            kept = os.dup(2)
-        except OSError:  # a process may have no stderr
-            yield
-            return
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-@contextlib.contextmanager
-def quiet_nibabel() -> Iterator[None]:
-    """nibabel logs every header that it mends, to stderr."""
-    with _QUIET:
-        before, imageglobals.logger.disabled = imageglobals.logger.disabled, True
-        try:
-            yield
-        finally:
-            imageglobals.logger.disabled = before
 
 
 # NIfTI -----------------------------------------------------------------------------------------------------------

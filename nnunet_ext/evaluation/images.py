@@ -15,7 +15,8 @@ import numpy as np
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.surface import foreground_box
-from nnunet_ext.image_files import HEADER_ERRORS, quiet_nibabel, read_image, read_nifti, whole_numbers
+from nnunet_ext.image_files import HEADER_ERRORS, read_image, read_nifti, whole_numbers
+from nnunet_ext.quiet import quiet_nibabel
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
 # Two headers mean the same grid when no entry of their affines (mm) differs by more.

@@ -58,7 +58,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the official implementation.
+    """Weights of the official implementation, under their own parameter names, so that no map of keys is needed.
 
     Attributes:
         source: where the authors publish code and weights.
