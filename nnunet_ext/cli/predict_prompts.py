@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the official code (vit_b_ori)")
     parser.add_argument("-f", "--fold", help="fold of -m (default: the first there is)")
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="of -m (default: %(default)s)")
+    parser.add_argument("--trust", action="store_true", help="read it as nnU-Net does, running whatever it holds")
     parser.add_argument(
         "--previous", type=Path, metavar="FOLDER", help="label maps to continue from, one for every case with prompts"
     )
@@ -70,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.weights is not None:
         model = load_official(arguments.weights, arguments.device)
     else:
-        model = load_trained(arguments.model, arguments.fold, arguments.checkpoint, arguments.device)
+        model = load_trained(
+            arguments.model, arguments.fold, arguments.checkpoint, arguments.device, trust=arguments.trust
+        )
     labels = {**(model.labels or {}), **parse_labels(arguments.labels)} or None
     cases, unprompted = find_cases(
         arguments.input, arguments.prompts, model.channels, model.file_ending, arguments.previous

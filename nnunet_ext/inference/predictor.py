@@ -33,6 +33,7 @@ from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
 from nnunet_ext.image_files import check_whole, check_written
 from nnunet_ext.inference.export import segmentation_of_logits
+from nnunet_ext.inference.model_files import channels_of
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
 
@@ -87,6 +88,7 @@ class FolderPredictor(nnUNetPredictor):
         cases: Sequence[Case],
         *,
         threads: int = 1,
+        export_threads: int | None = None,
         save_probabilities: bool = False,
         samples_folder: Path | None = None,
     ) -> Iterator[Done]:
@@ -94,7 +96,8 @@ class FolderPredictor(nnUNetPredictor):
 
         Args:
             cases: what to predict.
-            threads: cases that are preprocessed ahead, and exported behind, at the same time.
+            threads: cases that are preprocessed ahead at the same time.
+            export_threads: cases that are resized and written behind at the same time; None takes as many.
             save_probabilities: also write nnU-Net's .npz and .pkl, which needs every class at full size.
             samples_folder: for networks that draw samples: each is stitched for itself, written here
                 (`nnunet_ext.diffusion.samples_file`) and fused after that, not window by window.
@@ -106,8 +109,9 @@ class FolderPredictor(nnUNetPredictor):
             raise UserError(
                 "--save_samples needs a network that draws samples, such as MedSegDiff-V2, and at least one step"
             )
+        writers = max(1, min(threads if export_threads is None else export_threads, len(cases)))
         threads = max(1, min(threads, len(cases)))
-        with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
+        with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(writers) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
             exports: list[Future[Done]] = []
             for position, case in enumerate(cases):
@@ -130,7 +134,7 @@ class FolderPredictor(nnUNetPredictor):
                 arguments = (case, logits, properties, seconds, save_probabilities, drawn)
                 exports.append(behind.submit(self.export, *arguments))
                 # No more results in memory than threads work on.
-                while len(exports) > threads or (exports and exports[0].done()):
+                while len(exports) > writers or (exports and exports[0].done()):
                     yield exports.pop(0).result()
             for export in exports:
                 yield export.result()
@@ -138,7 +142,7 @@ class FolderPredictor(nnUNetPredictor):
     @property
     def channels(self) -> int:
         """Of the images, without those of a previous stage."""
-        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        return channels_of(self.dataset_json)
 
     @property
     def colours(self) -> bool:
