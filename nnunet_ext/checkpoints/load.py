@@ -128,7 +128,9 @@ def read_without_code(path: str | os.PathLike[str], otherwise: str = "get weight
         named = re.search(r"\bGLOBAL ([\w.]+)", str(error))
         if named or (isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error)):
             what = f" (it names {named[1]})" if named else ", or is damaged,"
-            raise UserError(f"{path} holds more than tensors and plain values{what} and was not loaded; {otherwise}") from None
+            raise UserError(
+                f"{path} holds more than tensors and plain values{what} and was not loaded; {otherwise}"
+            ) from None
         raise UserError(f"{path} cannot be read ({_first_line(error)}); restore it or download it again") from None
 
 

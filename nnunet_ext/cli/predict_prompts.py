@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from nnunet_ext.clicks.folder import draw_case, find_cases, parse_labels, segment_case
+    from nnunet_ext.clicks.folder import draw_case, pair_with_prompts, parse_labels, segment_case
     from nnunet_ext.clicks.model import load_official, load_trained
     from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model, arguments.fold, arguments.checkpoint, arguments.device, trust=arguments.trust
         )
     labels = {**(model.labels or {}), **parse_labels(arguments.labels)} or None
-    cases, unprompted = find_cases(
+    cases, unprompted = pair_with_prompts(
         arguments.input, arguments.prompts, model.channels, model.file_ending, arguments.previous
     )
     for name in unprompted:

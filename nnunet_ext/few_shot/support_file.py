@@ -9,7 +9,7 @@ import torch
 
 from nnunet_ext.architectures.universeg.few_shot import support_buffers
 from nnunet_ext.errors import UserError
-from nnunet_ext.few_shot.folder import find_cases
+from nnunet_ext.few_shot.folder import find_images
 from nnunet_ext.files import atomic_path
 from nnunet_ext.image_files import check_whole, read_values, whole_numbers
 from nnunet_ext.json_object import shown
@@ -60,7 +60,7 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
         raise UserError(f"{model / 'plans.json'} has image_size {shown(size)}; expected 1 to {_LARGEST_SIZE}")
     preprocessor = settings.preprocessor_class(verbose=False)
     cases = {}
-    for case, files in find_cases(images).items():
+    for case, files in find_images(images).items():
         label_file = labels / f"{case}{dataset_json['file_ending']}"
         if not label_file.is_file():
             raise UserError(f"{files[0]} has no label map {label_file}")

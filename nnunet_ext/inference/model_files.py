@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import nnunetv2
+import numpy as np
 from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -52,9 +52,7 @@ def channels_of(dataset: dict[str, Any]) -> int:
     return len(dataset["modality"] if "modality" in dataset else dataset["channel_names"])
 
 
-def read_plans(
-    folder: Path, configuration: str, dataset: dict[str, Any]
-) -> tuple[PlansManager, ConfigurationManager]:
+def read_plans(folder: Path, configuration: str, dataset: dict[str, Any]) -> tuple[PlansManager, ConfigurationManager]:
     """plans.json of a model folder and one of its configurations, as far as prediction uses them.
 
     What the plans name is looked up, and normalisation and resampling are tried on a few voxels, so that no case fails

@@ -1,4 +1,4 @@
-"""Open the folder that nnU-Net's training leaves: files checked, checkpoints read without running code, network built."""
+"""Open the folder nnU-Net's training leaves: files checked, checkpoints read without running code, network built."""
 
 from __future__ import annotations
 
@@ -111,12 +111,13 @@ def _build(
     except Exception as error:  # the modules of plug-ins are imported on the way
         raise UserError(f"the trainer {trainer_name} of {folder} is not installed ({reason_of(error)})") from None
 
+    inputs = determine_num_input_channels(manager, settings, dataset)
+    outputs = manager.get_label_manager(dataset).num_segmentation_heads
+
     def build() -> Any:
         named = pydoc.locate(settings.network_arch_class_name)
         if named is not None and not (isinstance(named, type) and issubclass(named, nn.Module)):
             raise UserError(f"{settings.network_arch_class_name} is no network")
-        inputs = determine_num_input_channels(manager, settings, dataset)
-        outputs = manager.get_label_manager(dataset).num_segmentation_heads
         return _network_builder(trainer, manager, settings)(inputs, outputs, enable_deep_supervision=False)
 
     try:
@@ -124,14 +125,17 @@ def _build(
             sketch = build()
         wanted = sum(parameter.numel() for parameter in sketch.parameters())
     except Exception:
-        wanted = 0  # not every network can be built without memory; if there is more to it, the next attempt says
+        sketch, wanted = None, 0  # not every network can be built without memory; if there is more to it, see below
     stored = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
     if wanted > stored:
         raise UserError(f"{plans} describes a network of {wanted} parameters; its checkpoint holds {stored}")
     try:
+        if type(sketch).__module__.startswith("dynamic_network_architectures."):
+            # Made of torch's own layers, which all compute without memory and time.
+            sketch.eval()(torch.empty(1, inputs, *settings.patch_size, device="meta"))
         network = build()
     except Exception as error:  # classes that plans name raise what they like
-        raise UserError(f"{plans} describes a network that cannot be built ({reason_of(error)[:300]})") from None
+        raise UserError(f"{plans} describes a network that does not work ({reason_of(error)[:300]})") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{plans}: {trainer_name} builds no network")
     return network

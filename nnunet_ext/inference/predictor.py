@@ -28,6 +28,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from nnunet_ext.cases import find_cases
 from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
@@ -276,28 +277,14 @@ def cases_of(
             is read.
 
     Raises:
-        UserError: none found, a channel or the previous stage's label map of a case is missing.
+        UserError: see `nnunet_ext.cases.find_cases`; or the previous stage's label map of a case is missing.
     """
-    if not folder.is_dir():
-        raise UserError(f"-i {folder} is no folder; give a folder of NAME_0000{ending} files")
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        stem = path.name.removesuffix(ending)
-        name, number = stem[:-5], stem[-4:]
-        if path.name.endswith(ending) and stem[-5:-4] == "_" and number.isdecimal() and name:
-            found.setdefault(name, {})[int(number)] = path
-    if not found:
-        raise UserError(f"-i {folder} holds no NAME_0000{ending} (the ending this model was trained on)")
     cases = []
-    for name, files in found.items():
-        missing = [number for number in range(len(files) if colours else channels) if number not in files]
-        if missing or len(files) > channels or (len(files) < channels and not colours):
-            wrong = f"lacks {name}_{missing[0]:04d}{ending}" if missing else f"has {len(files)} channels of {name}"
-            raise UserError(f"-i {folder} {wrong}; this model takes {channels} channel(s), numbered from 0000")
+    for name, files in find_cases(folder, (ending,), channels, colours=colours).items():
         previous = previous_stage / f"{name}{ending}" if previous_stage else None
         if previous is not None and not previous.is_file():
             raise UserError(f"-prev_stage_predictions lacks {previous.name}; every image needs one")
-        cases.append(Case(name, tuple(files[number] for number in sorted(files)), output / f"{name}{ending}", previous))
+        cases.append(Case(name, files, output / f"{name}{ending}", previous))
     return cases
 
 

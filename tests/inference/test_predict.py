@@ -20,6 +20,7 @@ from skimage.io import imread, imsave
 from nnunet_ext.cli.main import main
 from nnunet_ext.data.phantoms import make_dataset
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An untrained network in the folder of a trained one, and three images."""
@@ -120,7 +121,7 @@ def test_a_result_that_was_not_written_whole_never_appears(trained, tmp_path, mo
         (["-step_size", "0"], 2, "-step_size 0.0 must be above 0"),
         (["-part_id", "2", "-num_parts", "2"], 2, "-part_id 2 must be from 0 to 1"),
         (["--precision", "fp16"], 1, "fp16 needs a CUDA device"),
-        (["-i", "nowhere"], 1, "-i nowhere is no folder"),
+        (["-i", "nowhere"], 1, "nowhere is no folder"),
     ],
 )
 def test_wrong_options(trained, tmp_path, capsys, options, status, message):
