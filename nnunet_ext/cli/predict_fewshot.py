@@ -124,9 +124,8 @@ def _predict(arguments: argparse.Namespace, core, case: str, files: list[Path], 
     predictions = list(tqdm(passes, total=len(views), desc=case, unit="slice", disable=arguments.quiet))
     kind = folder.label_type([label for task in support.tasks for label in task.labels])
     labels = np.stack([prediction.labels for prediction in predictions]).astype(kind)
-    folder.write_like(
-        labels, slices, arguments.output / f"{case}{ending_of(files[0].name, folder.ENDINGS, any_case=True)}"
-    )
+    ending = ending_of(files[0].name, folder.ENDINGS, any_case=True)
+    folder.write_like(labels, slices, arguments.output / f"{case}{ending}")
     if arguments.uncertainty:
         variance = np.stack([prediction.variance for prediction in predictions]).astype(np.float32)
         folder.write_like(variance, slices, arguments.output / "uncertainty" / f"{case}.nii.gz")

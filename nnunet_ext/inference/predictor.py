@@ -42,7 +42,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Case:
+class PredictionCase:
     """One image to predict.
 
     Attributes:
@@ -63,7 +63,7 @@ class Case:
 class Done:
     """A finished case: seconds of the network alone, or why it failed."""
 
-    case: Case
+    case: PredictionCase
     seconds: float
     failure: str | None = None
 
@@ -86,7 +86,7 @@ class FolderPredictor(nnUNetPredictor):
 
     def predict_folder(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[PredictionCase],
         *,
         threads: int = 1,
         export_threads: int | None = None,
@@ -150,7 +150,7 @@ class FolderPredictor(nnUNetPredictor):
         """Whether nnU-Net's reader of this model takes several channels from one file."""
         return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
 
-    def _prepare(self, case: Case) -> tuple[torch.Tensor, dict]:
+    def _prepare(self, case: PredictionCase) -> tuple[torch.Tensor, dict]:
         for path in (*case.images, *([case.previous_stage] if case.previous_stage else [])):
             check_whole(path)
         if self.colours:
@@ -180,7 +180,7 @@ class FolderPredictor(nnUNetPredictor):
 
     def export(
         self,
-        case: Case,
+        case: PredictionCase,
         logits: torch.Tensor,
         properties: dict,
         seconds: float,
@@ -264,7 +264,7 @@ class FolderPredictor(nnUNetPredictor):
 
 def cases_of(
     folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None, colours: bool = False
-) -> list[Case]:
+) -> list[PredictionCase]:
     """The cases of a folder with nnU-Net's names, NAME_0000.ENDING for the first channel.
 
     Args:
@@ -284,11 +284,11 @@ def cases_of(
         previous = previous_stage / f"{name}{ending}" if previous_stage else None
         if previous is not None and not previous.is_file():
             raise UserError(f"-prev_stage_predictions lacks {previous.name}; every image needs one")
-        cases.append(Case(name, files, output / f"{name}{ending}", previous))
+        cases.append(PredictionCase(name, files, output / f"{name}{ending}", previous))
     return cases
 
 
-def is_complete(case: Case, save_probabilities: bool) -> bool:
+def is_complete(case: PredictionCase, save_probabilities: bool) -> bool:
     """Whether the result of a former run is whole and on the grid of its image; existence proves neither."""
     if save_probabilities and not all(case.output.with_name(case.name + kind).is_file() for kind in (".npz", ".pkl")):
         return False

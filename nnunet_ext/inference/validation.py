@@ -24,7 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from torch import Tensor
 
 from nnunet_ext.errors import TrainingError
-from nnunet_ext.inference.predictor import Case, Done, FolderPredictor
+from nnunet_ext.inference.predictor import Done, FolderPredictor, PredictionCase
 from nnunet_ext.machine import available_cores
 
 # nnU-Net's distance between barriers, which keep distributed ranks from waiting too long for each other.
@@ -76,7 +76,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
             while len(waiting) > 1:  # no more results in memory than are worked on
                 done.append(waiting.pop(0).result())
             output = folder / f"{name}{trainer.dataset_json['file_ending']}"
-            export = (Case(name, (), output), logits, properties, 0.0, save_probabilities)
+            export = (PredictionCase(name, (), output), logits, properties, 0.0, save_probabilities)
             waiting.append(behind.submit(predictor.export, *export))
             _write_next_stages(trainer, name, logits, properties)
             if trainer.is_ddp and number < barriers and (number + 1) % _BARRIER_EVERY == 0:

@@ -12,8 +12,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers.model_folders import write_model
+from helpers.promptable_stubs import trained_folder
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_ext.cli.main import main
+from nnunet_ext.inference.model_folder import open_model_folder
 
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
 PROMPTS = {
