@@ -113,7 +113,9 @@ def _say(arguments: argparse.Namespace, support, stored_size: int | None) -> Non
         print("the authors' weights are licensed for research only (OpenRAIL++-M)", file=sys.stderr)
 
 
-def _predict(arguments: argparse.Namespace, core, case: str, files: list[Path], support, size: int, settings) -> None:
+def _predict(
+    arguments: argparse.Namespace, core, case: str, files: tuple[Path, ...], support, size: int, settings
+) -> None:
     import numpy as np
     from tqdm import tqdm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def read_plans(folder: Path, configuration: str, dataset: dict[str, Any]) -> tup
     if _tried(about, "preprocessor_name", lambda: settings.preprocessor_class) is None:
         raise UserError(f"{about.file} names the preprocessor {settings.preprocessor_name}, which is not installed")
     for channel in range(channels_of(dataset)):
-        _tried(about, f"normalization_schemes[{channel}]", lambda c=channel: _normalise(manager, settings, c))
+        _tried(about, f"normalization_schemes[{channel}]", partial(_normalise, manager, settings, channel))
     for what in ("data", "seg", "probabilities"):
-        _tried(about, f"resampling_fn_{what}", lambda kind=what: _resample(settings, kind))
+        _tried(about, f"resampling_fn_{what}", partial(_resample, settings, what))
     return manager, settings
 
 
@@ -192,7 +193,7 @@ def _normalise(manager: PlansManager, settings: ConfigurationManager, channel: i
 
 def _resample(settings: ConfigurationManager, what: str) -> None:
     resample = getattr(settings, f"resampling_fn_{what}")
-    few = np.zeros((1, 2, 4, 4), np.float32)
+    few: np.ndarray = np.zeros((1, 2, 4, 4), np.float32)
     found = resample(few, (2, 5, 5), (1.0, 1.25, 1.25), (1.0, 1.0, 1.0))
     if tuple(found.shape) != (1, 2, 5, 5):
         raise UserError(f"it gives the shape {tuple(found.shape)} for (1, 2, 5, 5)")

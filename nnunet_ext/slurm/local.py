@@ -18,7 +18,7 @@ from nnunet_ext.processes import kill_group, own_group
 from nnunet_ext.slurm.folder import done_marks, forget_done, unfinished
 from nnunet_ext.slurm.job import Job
 from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, jobs
-from nnunet_ext.slurm.progress import Progress, read_progress
+from nnunet_ext.slurm.progress import Progress, progress_line, read_progress
 from nnunet_ext.slurm.status import explain
 
 _POLL_SECONDS = 0.5

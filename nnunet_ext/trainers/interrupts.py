@@ -34,6 +34,7 @@ def ends_in_one_line(method: Method) -> Method:
             with _raising():
                 return method(self, *args, **options)
         except KeyboardInterrupt:
+            status: Any
             why, status = "interrupted", EXIT_INTERRUPTED
         except Stopped as stopped:
             why, status = "terminated", stopped.code
@@ -71,5 +72,5 @@ def _raising() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, before in old.items():
-            signal.signal(number, before)
+        for changed, before in old.items():
+            signal.signal(changed, before)
