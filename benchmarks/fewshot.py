@@ -34,7 +34,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from nnunet_ext.few_shot.folder import find_cases, load_network, read_support
+from nnunet_ext.few_shot.folder import find_images, load_network, read_support
 from nnunet_ext.few_shot.support_curve import support_curve
 from nnunet_ext.files import read_json, write_json, write_text
 from nnunet_ext.reports.support_curve import CurvePoint, plot_curves
@@ -223,7 +223,7 @@ def transfer(arguments: argparse.Namespace, run: dict) -> tuple[list[CurvePoint]
     places = ("-i", str(base / "test" / "images"), "-o", str(base / "out"))
     command("nnunet_ext", "predict-fewshot", "--weights", str(weights), *sets, *places, "--support-size", "10", "-q")
     dice = []
-    for case in find_cases(base / "test" / "images"):
+    for case in find_images(base / "test" / "images"):
         found, true = (
             sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0
             for path in (base / "out" / f"{case}.png", base / "test" / "labels" / f"{case}.png")

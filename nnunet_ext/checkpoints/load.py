@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,16 +94,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, holds code, or holds no weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the path of a downloaded checkpoint")
-    try:
-        with _plain_values_accepted():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} holds more than tensors and was not loaded ({reason})") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).strip().splitlines()[0]}); download it again") from None
+    content = read_without_code(path)
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -113,6 +105,50 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if all(key.startswith(prefix) for key in content):
         return {key[len(prefix) :]: value for key, value in content.items()}
     return dict(content)
+
+
+def read_without_code(path: str | os.PathLike[str], otherwise: str = "get weights that hold nothing else") -> Any:
+    """What `torch.save` wrote, on the CPU: tensors, containers and plain values, nothing that runs.
+
+    Args:
+        path: the file.
+        otherwise: what to do about a file that holds more than that, for the message.
+
+    Raises:
+        UserError: the file is missing, damaged, or names functions or classes to be called.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a downloaded checkpoint")
+    try:
+        with _plain_values_accepted():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader, given bytes that are none of its own, raises anything
+        # Torch's words, which are paragraphs, advise to turn this protection off.
+        named = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+        if named or (isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error)):
+            what = f" (it names {named[1]})" if named else ", or is damaged,"
+            raise UserError(
+                f"{path} holds more than tensors and plain values{what} and was not loaded; {otherwise}"
+            ) from None
+        raise UserError(f"{path} cannot be read ({_first_line(error)}); restore it or download it again") from None
+
+
+def read_trusted(path: str | os.PathLike[str]) -> Any:
+    """What `torch.save` wrote, on the CPU, as nnU-Net reads it: whatever the file says is run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # as above, and what the code in the file raises
+        raise UserError(f"{path} cannot be read ({_first_line(error)}); restore it or download it again") from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager

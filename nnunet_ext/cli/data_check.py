@@ -21,7 +21,7 @@ from pathlib import Path
 from nnunet_ext.data.check import Report, check_dataset
 from nnunet_ext.data.check_page import render_page
 from nnunet_ext.data.findings import SEVERITIES
-from nnunet_ext.data.forecast import describe
+from nnunet_ext.data.forecast import forecast_lines
 from nnunet_ext.files import json_text, write_json, write_text
 from nnunet_ext.machine import available_cores
 
@@ -84,4 +84,4 @@ def _table(report: Report) -> str:
         if len(found) > _SHOWN:
             lines.append(f"  ... and {len(found) - _SHOWN} more (--json, -o)")
     counts = ", ".join(f"{sum(f.severity == s for f in report.findings)} {s}s" for s in SEVERITIES)
-    return "\n".join([*lines, *describe(report.forecast), f"{len(report.cases)} cases: {counts}"])
+    return "\n".join([*lines, *forecast_lines(report.forecast), f"{len(report.cases)} cases: {counts}"])

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([facts(*pair) for pair in found], indent=2))
         return 0
-    print("\n\n".join(describe(*pair) for pair in found))
+    print("\n\n".join(model_text(*pair) for pair in found))
     print("\nDATASET is the number or name of a data set that `nnUNetv2_plan_and_preprocess -d DATASET` has prepared.")
     print("Without a GPU add `-device cpu`. Predict with `nnUNetv2_predict` and the same -d, -c and -tr.")
     return 0
@@ -48,7 +48,7 @@ def facts(model: models.Model, trainer: models.Trainer) -> dict[str, Any]:
     return {**dataclasses.asdict(trainer), **of_model, **more}
 
 
-def describe(model: models.Model, trainer: models.Trainer) -> str:
+def model_text(model: models.Model, trainer: models.Trainer) -> str:
     """A trainer in a few lines."""
     parameters = trainer.parameters_of
     if trainer.parameters is not None:

@@ -1,8 +1,12 @@
 """Predict a folder of images with any trained nnU-Net model, stock trainers included: nnUNetv2_predict, faster on CPUs.
 
-Options and results are those of nnUNetv2_predict; labels are equal except where two classes have equal scores. What
-is added: --precision bf16 (processors with bf16 units take half the time or less), progress with the time left, files
-that are whole or absent, a damaged image does not stop the others, and --continue_prediction looks into the files.
+Options and results are those of nnUNetv2_predict; labels are equal except where two classes have equal scores, and
+for MedSegDiff-V2, whose noise here follows the place in the image, so that overlapping windows draw alike. What is
+added: --precision bf16 (processors with bf16 units take half the time or less), progress with the time left, files that
+are whole or absent, a damaged image does not stop the others, and --continue_prediction looks into the files.
+
+A model's folder of others is safe to open as far as its checkpoints go: those that hold more than tensors and plain
+values are refused, unless --trust says to load them as nnU-Net does. Its plans.json names classes that are imported.
 
 example:
   nnunet_ext predict -d 4 -i IN -o OUT -c 3d_fullres -tr nnUNetTrainerSegMamba -f 0 -device cpu --precision bf16
@@ -38,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--continue_prediction", action="store_true", help="keep results that are whole and fit")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint (%(default)s)")
-    parser.add_argument("-npp", type=int, default=3, metavar="N", help="cases prepared and written at a time, at most")
+    parser.add_argument("-npp", type=int, default=3, metavar="N", help="cases prepared ahead, at most (%(default)s)")
+    parser.add_argument("-nps", type=int, default=3, metavar="N", help="cases written at a time, at most (%(default)s)")
+    parser.add_argument("--trust", action="store_true", help="read checkpoints as nnU-Net does, running what they hold")
     parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="label maps of the first stage")
     parser.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the cases among N commands")
     parser.add_argument("-part_id", type=int, default=0, metavar="K", help="which of them this is, from 0")
@@ -57,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from nnunet_ext.inference.model_folder import open_model_folder
     from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
     from nnunet_ext.machine import available_cores
 
@@ -65,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
     cores = available_cores()
     if arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
-    folder, folds = _model_folder(arguments), [fold if fold == "all" else int(fold) for fold in arguments.f]
     predictor = FolderPredictor(
         precision=arguments.precision,
         tile_step_size=arguments.step_size,
@@ -75,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         verbose=arguments.verbose,
         allow_tqdm=False,
     )
-    predictor.initialize_from_trained_model_folder(str(folder), folds, arguments.chk)
+    folds = [fold if fold == "all" else int(fold) for fold in arguments.f]
+    open_model_folder(predictor, _model_folder(arguments), folds, arguments.chk, trust=arguments.trust)
     previous = predictor.configuration_manager.previous_stage_name
     if previous and arguments.prev_stage_predictions is None:
         raise UserError(f"this is the second stage of a cascade; give -prev_stage_predictions of {previous}")
@@ -94,6 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = predictor.predict_folder(
         cases,
         threads=min(arguments.npp, cores),
+        export_threads=min(arguments.nps, cores),
         save_probabilities=arguments.save_probabilities,
         samples_folder=arguments.save_samples,
     )
@@ -125,23 +133,17 @@ def _problem(arguments: argparse.Namespace) -> str | None:
 
 
 def _model_folder(arguments: argparse.Namespace) -> Path:
-    """The folder of the trained model, with the checkpoint of every fold.
+    """The folder of the trained model, which `open_model_folder` looks into.
 
     Raises:
-        UserError: something is missing.
+        UserError: there is none.
     """
     if arguments.m is not None:
-        folder = arguments.m
-    else:
-        if not os.environ.get("nnUNet_results"):
-            raise UserError("nnUNet_results is not set; export it, or give the model's folder with -m")
-        dataset = find_dataset(arguments.d, "nnUNet_results", remedy="train first, or give the model's folder with -m")
-        folder = dataset / f"{arguments.tr}__{arguments.p}__{arguments.c}"
-    if not (folder / "plans.json").is_file():
-        raise UserError(f"{folder} is no trained model (it has no plans.json); check -d, -tr, -p and -c")
-    for fold in arguments.f:
-        checkpoint = folder / f"fold_{fold}" / arguments.chk
-        if not checkpoint.is_file():
-            there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{arguments.chk}"))
-            raise UserError(f"{checkpoint} does not exist; folds with {arguments.chk}: {' '.join(there) or 'none'}")
+        return arguments.m
+    if not os.environ.get("nnUNet_results"):
+        raise UserError("nnUNet_results is not set; export it, or give the model's folder with -m")
+    dataset = find_dataset(arguments.d, "nnUNet_results", remedy="train first, or give the model's folder with -m")
+    folder = dataset / f"{arguments.tr}__{arguments.p}__{arguments.c}"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; check -d, -tr, -p and -c")
     return folder

@@ -23,6 +23,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_ext.cases import ending_of
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError, reason_of
 
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.few_shot import folder
 
-    cases = folder.find_cases(arguments.input)
+    cases = folder.find_images(arguments.input)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     core, stored_size = folder.load_network(arguments.weights)
     size = arguments.image_size or stored_size or 128
@@ -112,7 +113,9 @@ def _say(arguments: argparse.Namespace, support, stored_size: int | None) -> Non
         print("the authors' weights are licensed for research only (OpenRAIL++-M)", file=sys.stderr)
 
 
-def _predict(arguments: argparse.Namespace, core, case: str, files: list[Path], support, size: int, settings) -> None:
+def _predict(
+    arguments: argparse.Namespace, core, case: str, files: tuple[Path, ...], support, size: int, settings
+) -> None:
     import numpy as np
     from tqdm import tqdm
 
@@ -123,7 +126,8 @@ def _predict(arguments: argparse.Namespace, core, case: str, files: list[Path], 
     predictions = list(tqdm(passes, total=len(views), desc=case, unit="slice", disable=arguments.quiet))
     kind = folder.label_type([label for task in support.tasks for label in task.labels])
     labels = np.stack([prediction.labels for prediction in predictions]).astype(kind)
-    folder.write_like(labels, slices, arguments.output / f"{case}{folder.ending_of(files[0])}")
+    ending = ending_of(files[0].name, folder.ENDINGS, any_case=True)
+    folder.write_like(labels, slices, arguments.output / f"{case}{ending}")
     if arguments.uncertainty:
         variance = np.stack([prediction.variance for prediction in predictions]).astype(np.float32)
         folder.write_like(variance, slices, arguments.output / "uncertainty" / f"{case}.nii.gz")

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the official code (vit_b_ori)")
     parser.add_argument("-f", "--fold", help="fold of -m (default: the first there is)")
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="of -m (default: %(default)s)")
+    parser.add_argument("--trust", action="store_true", help="read it as nnU-Net does, running whatever it holds")
     parser.add_argument(
         "--previous", type=Path, metavar="FOLDER", help="label maps to continue from, one for every case with prompts"
     )
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from nnunet_ext.clicks.folder import draw_case, find_cases, parse_labels, segment_case
+    from nnunet_ext.clicks.folder import draw_case, pair_with_prompts, parse_labels, segment_case
     from nnunet_ext.clicks.model import load_official, load_trained
     from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
@@ -70,9 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.weights is not None:
         model = load_official(arguments.weights, arguments.device)
     else:
-        model = load_trained(arguments.model, arguments.fold, arguments.checkpoint, arguments.device)
+        model = load_trained(
+            arguments.model, arguments.fold, arguments.checkpoint, arguments.device, trust=arguments.trust
+        )
     labels = {**(model.labels or {}), **parse_labels(arguments.labels)} or None
-    cases, unprompted = find_cases(
+    cases, unprompted = pair_with_prompts(
         arguments.input, arguments.prompts, model.channels, model.file_ending, arguments.previous
     )
     for name in unprompted:

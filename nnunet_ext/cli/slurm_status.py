@@ -20,7 +20,7 @@ from typing import Any
 from nnunet_ext.files import json_text
 from nnunet_ext.slurm.folder import load
 from nnunet_ext.slurm.progress import duration
-from nnunet_ext.slurm.status import Status, Step, Task, read_status
+from nnunet_ext.slurm.status import ArrayTask, Status, Step, read_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +72,8 @@ def table(status: Status) -> str:
     return "\n".join([*lines, f"{count} of {len(status.tasks)} folds finished; {steps}"])
 
 
-def _failure(part: Task | Step) -> str:
-    name = f"{part.run.trainer} {part.run.plans} fold {part.fold}" if isinstance(part, Task) else part.name
+def _failure(part: ArrayTask | Step) -> str:
+    name = f"{part.run.trainer} {part.run.plans} fold {part.fold}" if isinstance(part, ArrayTask) else part.name
     lines = [f"\n{name} failed: {part.detail}"]
     if part.log is not None:
         lines += [f"  the end of {part.log}:", *(f"  | {line}" for line in part.tail)]
@@ -108,6 +108,6 @@ def _facts(status: Status) -> dict[str, Any]:
     return {"dataset": status.pipeline.dataset, "folds": folds, "steps": steps, "finished": status.finished}
 
 
-def _common(part: Task | Step) -> dict[str, Any]:
+def _common(part: ArrayTask | Step) -> dict[str, Any]:
     log = None if part.log is None else str(part.log)
     return {"state": part.state, "detail": part.detail, "job": part.job, "log": log, "tail": part.tail}

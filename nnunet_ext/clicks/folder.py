@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_ext.cases import channel_files
 from nnunet_ext.clicks.model import PromptModel
 from nnunet_ext.clicks.prepared import PreparedImage
 from nnunet_ext.clicks.prompted_object import PromptedObject
@@ -29,7 +30,7 @@ class PromptedCase:
     previous: Path | None
 
 
-def find_cases(
+def pair_with_prompts(
     images: str | os.PathLike[str],
     prompts: str | os.PathLike[str],
     channels: int,
@@ -53,26 +54,32 @@ def find_cases(
         UserError: prompts without an image, a missing channel or previous label map.
     """
     folder = Path(images)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the folder that holds the images")
+    found = channel_files(folder, (ending,))
     named = find_prompts(prompts)
-    there = {path.name[: -len(ending)] for path in folder.iterdir() if path.name.endswith(ending)}
-    cases = []
+    whole = {path.name.removesuffix(ending): path for path in found.others if path.name.endswith(ending)}
+    cases, used = [], set()
     for case, file in named.items():
-        names = [f"{case}_{channel:04d}" for channel in range(channels)]
-        if channels == 1 and names[0] not in there and case in there:
-            names = [case]
-        missing = [name for name in names if name not in there]
-        if missing:
-            raise UserError(
-                f"{file} has no image {folder / missing[0]}{ending}; expected {case}_0000{ending} and so on"
-            )
+        files = found.cases.get(case, {})
+        if channels == 1 and 0 not in files and case in whole:
+            chosen: tuple[Path, ...] = (whole[case],)
+            used.add(case)
+        else:
+            missing = [number for number in range(channels) if number not in files]
+            if missing:
+                lacking = folder / f"{case}_{missing[0]:04d}{ending}"
+                raise UserError(f"{file} has no image {lacking}; expected {case}_0000{ending} and so on")
+            chosen = tuple(files[number] for number in range(channels))
         before = None if previous is None else Path(previous) / f"{case}{ending}"
         if before is not None and not before.is_file():
             raise UserError(f"{before} does not exist; every case needs a label map to continue from")
-        cases.append(PromptedCase(case, tuple(folder / f"{name}{ending}" for name in names), file, before))
-    used = {path.name[: -len(ending)] for case in cases for path in case.images}
-    return cases, sorted(name for name in there - used if not (name[-5:-4] == "_" and name[:-5] in named))
+        cases.append(PromptedCase(case, chosen, file, before))
+    alone = [
+        path.name.removesuffix(ending)
+        for name in found.cases
+        if name not in named
+        for path in found.cases[name].values()
+    ]
+    return cases, sorted([*alone, *(name for name in whole if name not in used)])
 
 
 def segment_case(

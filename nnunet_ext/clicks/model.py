@@ -40,6 +40,8 @@ def load_trained(
     fold: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
     device: torch.device | str = "cpu",
+    *,
+    trust: bool = False,
 ) -> PromptModel:
     """Load one fold of a folder that nnUNetTrainerSAMMed3D trained.
 
@@ -48,27 +50,19 @@ def load_trained(
         fold: such as "0" or "all"; None takes the first there is.
         checkpoint: name of the file in the fold's folder.
         device: where to run.
+        trust: read the checkpoint as nnU-Net does, which runs whatever it holds.
 
     Raises:
-        UserError: not such a folder, no such fold or checkpoint, another trainer, or images read by a reader that
-            turns them.
+        UserError: see `open_model_folder`; or another trainer, or images read by a reader that turns them.
     """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_ext.clicks.prepared import PlannedImage
-    from nnunet_ext.discovery import lookup
+    from nnunet_ext.inference.model_folder import open_model_folder
 
     folder = Path(folder)
-    for name in ("plans.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no {name}; give the folder that holds fold_0, plans.json and dataset.json")
-    folds = sorted(path.parent.name[5:] for path in folder.glob(f"fold_*/{checkpoint}"))
-    if not folds or (fold is not None and fold not in folds):
-        wanted = "fold_*" if fold is None else f"fold_{fold}"
-        raise UserError(f"{folder} holds no {wanted}/{checkpoint}; there is {', '.join(folds) or 'none'}")
-    lookup.enable()
     predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False, perform_everything_on_device=False)
-    predictor.initialize_from_trained_model_folder(str(folder), (fold or folds[0],), checkpoint)
+    open_model_folder(predictor, folder, None if fold is None else (fold,), checkpoint, trust=trust)
     network = predictor.network
     if not isinstance(network, PromptableSAMMed3D):
         raise UserError(f"{folder} was trained by {predictor.trainer_name}; prompts need nnUNetTrainerSAMMed3D")

@@ -9,7 +9,7 @@ from html import escape
 from nnunet_ext import __version__
 from nnunet_ext.data.check import Report
 from nnunet_ext.data.findings import SEVERITIES
-from nnunet_ext.data.forecast import describe
+from nnunet_ext.data.forecast import forecast_lines
 
 # More pictures make a page that browsers scroll badly; cases with findings come first.
 _MOST_PICTURES = 400
@@ -40,7 +40,7 @@ def render_page(report: Report) -> str:
         if rows
         else "<p>Nothing found.</p>"
     )
-    lines = "".join(f"<li>{escape(line)}</li>" for line in describe(report.forecast))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in forecast_lines(report.forecast))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>"

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_ext import __version__
-from nnunet_ext.data.clean_rules import PAIRED, RULES, SETS, Case
+from nnunet_ext.data.clean_rules import PAIRED, RULES, SETS, CaseToClean
 from nnunet_ext.data.inspect_case import hash_voxels
 from nnunet_ext.data.layout import CaseFiles, Layout, raw_dataset, read_layout
 from nnunet_ext.data.volumes import read_volume
@@ -147,7 +147,7 @@ def _one_case(
             raise UserError(f"{volume.path}: {volume.findings[0].value}; write the true voxel size into its header")
         if volume.array.ndim != 3:
             raise UserError(f"{volume.path} has shape {volume.array.shape[::-1]}; expected one 3D volume")
-    case = Case(
+    case = CaseToClean(
         files.name,
         [volume.scaled.T for volume in volumes],
         [volume.affine for volume in volumes],
@@ -218,7 +218,7 @@ def _integers(path: Path, array: np.ndarray) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _renumber(case: Case, renumbered: dict[int, int]) -> list[dict[str, Any]]:
+def _renumber(case: CaseToClean, renumbered: dict[int, int]) -> list[dict[str, Any]]:
     moved = {old: new for old, new in renumbered.items() if old != new}
     if case.labels is None or not moved:
         return []

@@ -25,7 +25,7 @@ PAIRED = ("kidney", "lung", "adrenal", "femur", "femoral head", "hip", "hippocam
 
 
 @dataclass
-class Case:
+class CaseToClean:
     """One case being cleaned; rules change it in place.
 
     Attributes:
@@ -58,7 +58,7 @@ class Case:
 Change = dict[str, Any]
 
 
-def drop_small_targets(case: Case, paired: dict[int, int]) -> list[Change]:
+def drop_small_targets(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Leave out scans, and targets within a scan, under 1 cm3 or under 1.5 cm along any axis."""
     changes: list[Change] = []
     spacing = np.linalg.norm(case.affines[0][:3, :3], axis=0)
@@ -76,7 +76,7 @@ def drop_small_targets(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes + _drop_if_empty(case, changes)
 
 
-def drop_mostly_background(case: Case, paired: dict[int, int]) -> list[Change]:
+def drop_mostly_background(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Leave out targets that fill less than 1 % of their scan."""
     changes: list[Change] = []
     for value, mask in _targets(case):
@@ -87,7 +87,7 @@ def drop_mostly_background(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes + _drop_if_empty(case, changes)
 
 
-def largest_components(case: Case, paired: dict[int, int]) -> list[Change]:
+def largest_components(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Keep the five largest connected components of every target (26 neighbours)."""
     changes: list[Change] = []
     for value, mask in _targets(case):
@@ -102,7 +102,7 @@ def largest_components(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-def split_sides(case: Case, paired: dict[int, int]) -> list[Change]:
+def split_sides(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Give the right one of a pair its own label.
 
     A component belongs to the side its centroid lies on, in patient coordinates. The midline runs halfway between the
@@ -150,7 +150,7 @@ def split_sides(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-def finite(case: Case, paired: dict[int, int]) -> list[Change]:
+def finite(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Replace NaN and infinities by the smallest finite value of the image."""
     changes: list[Change] = []
     for channel, image in enumerate(case.images):
@@ -163,7 +163,7 @@ def finite(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-def repair_forms(case: Case, paired: dict[int, int]) -> list[Change]:
+def repair_forms(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Write qform and sform alike, with orthogonal axes; the sform decides, the qform where there is none."""
     changes: list[Change] = []
     for channel, affine in enumerate(case.affines):
@@ -179,7 +179,7 @@ def repair_forms(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-def copy_header(case: Case, paired: dict[int, int]) -> list[Change]:
+def copy_header(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Give channels and label map the geometry of the first channel when they differ by less than half a voxel."""
     changes: list[Change] = []
     reference = case.affines[0]
@@ -202,7 +202,7 @@ def copy_header(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-def cast_labels(case: Case, paired: dict[int, int]) -> list[Change]:
+def cast_labels(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Store label maps as the smallest unsigned integers that hold them."""
     if case.labels is None or case.labels.dtype.kind == "u" or case.labels.min(initial=0) < 0:
         return []
@@ -212,7 +212,7 @@ def cast_labels(case: Case, paired: dict[int, int]) -> list[Change]:
     return [{"from": before, "to": str(case.labels.dtype)}]
 
 
-def canonical(case: Case, paired: dict[int, int]) -> list[Change]:
+def canonical(case: CaseToClean, paired: dict[int, int]) -> list[Change]:
     """Turn arrays so that their axes run to the patient's right, front and head (RAS); no voxel is interpolated."""
     changes: list[Change] = []
 
@@ -236,7 +236,7 @@ def canonical(case: Case, paired: dict[int, int]) -> list[Change]:
     return changes
 
 
-Rule = Callable[[Case, dict[int, int]], list[Change]]
+Rule = Callable[[CaseToClean, dict[int, int]], list[Change]]
 RULES: dict[str, Rule] = {
     "drop-small-targets": drop_small_targets,
     "drop-mostly-background": drop_mostly_background,
@@ -263,13 +263,13 @@ def orthogonal(affine: np.ndarray) -> np.ndarray:
     return result
 
 
-def _targets(case: Case) -> list[tuple[int, np.ndarray]]:
+def _targets(case: CaseToClean) -> list[tuple[int, np.ndarray]]:
     if case.labels is None:
         return []
     return [(value, case.labels == value) for value in np.unique(case.labels).tolist() if value]
 
 
-def _drop_if_empty(case: Case, changes: list[Change]) -> list[Change]:
+def _drop_if_empty(case: CaseToClean, changes: list[Change]) -> list[Change]:
     if changes and case.labels is not None and not case.labels.any():
         case.dropped = "no target is left"
         return [{"dropped": case.dropped}]

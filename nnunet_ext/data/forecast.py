@@ -52,7 +52,7 @@ def forecast(images: Sequence[ImageFacts], channels: int) -> dict[str, Any]:
     }
 
 
-def describe(numbers: dict[str, Any]) -> list[str]:
+def forecast_lines(numbers: dict[str, Any]) -> list[str]:
     """The forecast in words, one line each."""
     if not numbers:
         return []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_ext.cases import channel_files
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
 from nnunet_ext.evaluation.labels import Labels, labels_from_dataset_json
@@ -65,14 +66,14 @@ def read_raw_dataset(folder: str | os.PathLike[str]) -> RawDataset:
             for name, c in listed.items()
         }
     else:
-        ending = re.compile(r"(.+)_\d{4}" + re.escape(file_ending))
-        names = {match[1] for path in folder.glob("imagesTr/*") if (match := ending.fullmatch(path.name))}
+        place = folder / "imagesTr"
+        names = channel_files(place, (file_ending,)).cases if place.is_dir() else ()
         cases = {
             name: (
                 [folder / "imagesTr" / f"{name}_{channel:04d}{file_ending}" for channel in range(len(channels))],
                 folder / "labelsTr" / f"{name}{file_ending}",
             )
-            for name in sorted(names)
+            for name in names
         }
     if not cases:
         raise UserError(f"{folder / 'imagesTr'} has no file named CASE_0000{file_ending}; a data set needs images")

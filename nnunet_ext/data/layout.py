@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.cases import ChannelFiles, channel_files
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
@@ -179,17 +178,14 @@ def _find_cases(
     folder: Path, split: str, ending: str, channels: int, colours: bool
 ) -> tuple[list[CaseFiles], list[Finding]]:
     images, label_folder = folder / f"images{split}", folder / f"labels{split}"
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
-    matches = {path: pattern.fullmatch(path.name) for path in sorted(images.glob("*")) if path.name[0] != "."}
-    findings = [
-        Finding("stray-file", str(path), f"not named CASE_0000{ending}") for path, match in matches.items() if not match
-    ]
-    counted = Counter(match[1] for match in matches.values() if match)
-    present = {path.name for path in matches}
+    there = channel_files(images, (ending,)) if images.is_dir() else ChannelFiles({}, ())
+    findings = [Finding("stray-file", str(path), f"not named CASE_0000{ending}") for path in there.others]
+    counted = {name: len(files) for name, files in there.cases.items()}
+    present = {path for files in there.cases.values() for path in files.values()}
     cases = []
-    for name in sorted(counted):
+    for name in counted:
         wanted = tuple(images / f"{name}_{channel:04d}{ending}" for channel in range(channels))
-        missing = [path for path in wanted if path.name not in present]
+        missing = [path for path in wanted if path not in present]
         if missing and colours and wanted[0] not in missing and _holds_several(wanted[0]):
             # Whether their colours add up is seen when they are read.
             wanted = tuple(path for path in wanted if path not in missing)

@@ -25,7 +25,7 @@ ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
-class Task:
+class DecathlonTask:
     """One task: its number and name, what it shows, and the MD5 of its archive."""
 
     number: int
@@ -40,20 +40,20 @@ class Task:
 
 # Checksums as MONAI publishes them for the same bucket (monai.apps.DecathlonDataset, Apache-2.0).
 TASKS = (
-    Task(1, "BrainTumour", "glioma; MR: FLAIR, T1w, T1gd, T2w", "240a19d752f0d9e9101544901065d872"),
-    Task(2, "Heart", "left atrium; MR", "06ee59366e1e5124267b774dbd654057"),
-    Task(3, "Liver", "liver and tumour; CT", "a90ec6c4aa7f6a3d087205e23d4e6397"),
-    Task(4, "Hippocampus", "anterior and posterior hippocampus; MR", "9d24dba78a72977dbd1d2e110310f31b"),
-    Task(5, "Prostate", "peripheral and transition zone; MR: T2, ADC", "35138f08b1efaef89d7424d2bcc928db"),
-    Task(6, "Lung", "lung tumour; CT", "8afd997733c7fc0432f71255ba4e52dc"),
-    Task(7, "Pancreas", "pancreas and tumour; CT", "4f7080cfca169fa8066d17ce6eb061e4"),
-    Task(8, "HepaticVessel", "hepatic vessels and tumour; CT", "641d79e80ec66453921d997fbf12a29c"),
-    Task(9, "Spleen", "spleen; CT", "410d4a301da4e5b2f6f86ec3ddba524e"),
-    Task(10, "Colon", "colon cancer; CT", "bad7a188931dc2f6acf72b08eb6202d0"),
+    DecathlonTask(1, "BrainTumour", "glioma; MR: FLAIR, T1w, T1gd, T2w", "240a19d752f0d9e9101544901065d872"),
+    DecathlonTask(2, "Heart", "left atrium; MR", "06ee59366e1e5124267b774dbd654057"),
+    DecathlonTask(3, "Liver", "liver and tumour; CT", "a90ec6c4aa7f6a3d087205e23d4e6397"),
+    DecathlonTask(4, "Hippocampus", "anterior and posterior hippocampus; MR", "9d24dba78a72977dbd1d2e110310f31b"),
+    DecathlonTask(5, "Prostate", "peripheral and transition zone; MR: T2, ADC", "35138f08b1efaef89d7424d2bcc928db"),
+    DecathlonTask(6, "Lung", "lung tumour; CT", "8afd997733c7fc0432f71255ba4e52dc"),
+    DecathlonTask(7, "Pancreas", "pancreas and tumour; CT", "4f7080cfca169fa8066d17ce6eb061e4"),
+    DecathlonTask(8, "HepaticVessel", "hepatic vessels and tumour; CT", "641d79e80ec66453921d997fbf12a29c"),
+    DecathlonTask(9, "Spleen", "spleen; CT", "410d4a301da4e5b2f6f86ec3ddba524e"),
+    DecathlonTask(10, "Colon", "colon cancer; CT", "bad7a188931dc2f6acf72b08eb6202d0"),
 )
 
 
-def find_task(text: str) -> Task:
+def find_task(text: str) -> DecathlonTask:
     """A task by number (4), name (Hippocampus) or both (Task04_Hippocampus).
 
     Raises:
@@ -67,7 +67,7 @@ def find_task(text: str) -> Task:
 
 
 def get_task(
-    task: Task,
+    task: DecathlonTask,
     raw: str | os.PathLike[str],
     base: str = BASE,
     number: int | None = None,

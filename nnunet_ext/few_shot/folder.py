@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from nnunet_ext.architectures.universeg import UniverSeg
 from nnunet_ext.architectures.universeg.few_shot import mean_logits, segment
+from nnunet_ext.cases import ending_of, find_cases
 from nnunet_ext.checkpoints import build_from_official, read_checkpoint
 from nnunet_ext.checkpoints.universeg import core_weights, sizes
 from nnunet_ext.errors import UserError
@@ -76,34 +76,13 @@ def load_network(path: Path) -> tuple[UniverSeg, int | None]:
         raise UserError(f"{path}: {error}") from None
 
 
-def find_cases(folder: Path) -> dict[str, list[Path]]:
+def find_images(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Case name -> image files, one per channel, by nnU-Net's names `case_0000.ending`.
 
     Raises:
-        UserError: no such folder, no images, a name without channel number, or a missing channel.
+        UserError: see `nnunet_ext.cases.find_cases`.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give one with images such as case_0000.nii.gz")
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if ending := ending_of(path):
-            match = re.fullmatch(r"(.+)_(\d{4})", path.name[: -len(ending)])
-            if match is None:
-                raise UserError(f"{path} has no channel number; rename it to {path.name[: -len(ending)]}_0000{ending}")
-            found.setdefault(match[1], {})[int(match[2])] = path
-    if not found:
-        raise UserError(f"{folder} holds no image named like case_0000 with an ending of {', '.join(ENDINGS)}")
-    channels = sorted({channel for files in found.values() for channel in files})
-    for case, files in found.items():
-        if missing := [channel for channel in channels if channel not in files]:
-            first = next(iter(files.values()))
-            raise UserError(f"{folder}: case {case} has {first.name} but no channel {missing[0]:04d}")
-    return {case: [files[channel] for channel in channels] for case, files in found.items()}
-
-
-def ending_of(path: Path) -> str | None:
-    """The image ending of a file name, with all its dots."""
-    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+    return find_cases(folder, ENDINGS, any_case=True)
 
 
 def read_slices(path: Path, axis: str) -> Slices:
@@ -126,7 +105,7 @@ def read_slices(path: Path, axis: str) -> Slices:
     return Slices(np.moveaxis(array, number, 0), (rows, columns), image, number)
 
 
-def read_image(files: list[Path], size: int, axis: str) -> tuple[Tensor, Slices]:
+def read_image(files: Sequence[Path], size: int, axis: str) -> tuple[Tensor, Slices]:
     """All channels of a case as views (n, C, size, size) in [0, 1], and the first channel's slices.
 
     Each channel's 0.5th to 99.5th percentile become 0 and 1.
@@ -158,10 +137,14 @@ def read_support(images: Path, labels: Path, size: int, axis: str) -> Pool:
     Raises:
         UserError: naming the image without label, the label without image, the label map that is none, or a mismatch.
     """
-    cases = find_cases(images)
+    cases = find_images(images)
     if not labels.is_dir():
         raise UserError(f"{labels} is not a folder; give one with label maps such as case.nii.gz")
-    files = {path.name[: -len(ending)]: path for path in sorted(labels.iterdir()) if (ending := ending_of(path))}
+    files = {
+        path.name[: -len(ending)]: path
+        for path in sorted(labels.iterdir())
+        if (ending := ending_of(path.name, ENDINGS, any_case=True))
+    }
     if alone := sorted(set(cases) - set(files)):
         raise UserError(f"{cases[alone[0]][0]} has no label map in {labels}; expected {alone[0]} with an image ending")
     if alone := sorted(set(files) - set(cases)):

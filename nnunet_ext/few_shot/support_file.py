@@ -9,9 +9,13 @@ import torch
 
 from nnunet_ext.architectures.universeg.few_shot import support_buffers
 from nnunet_ext.errors import UserError
-from nnunet_ext.few_shot.folder import find_cases
-from nnunet_ext.files import atomic_path, read_json
+from nnunet_ext.few_shot.folder import find_images
+from nnunet_ext.files import atomic_path
 from nnunet_ext.image_files import check_whole, read_values, whole_numbers
+from nnunet_ext.json_object import shown
+
+# Pixels along a slice; UniverSeg was published for 128.
+_LARGEST_SIZE = 4096
 
 
 class _Preprocessed:
@@ -41,20 +45,22 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
     Raises:
         UserError: no such model, a missing or damaged file, a label map with fractions or NaN, or nothing labelled.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+    from nnunet_ext.inference.model_files import read_dataset_json, read_plans
     from nnunet_ext.plans.network import network_arguments
     from nnunet_ext.support.pool import read_pool, tasks_of
 
     name, _, configuration = model.resolve().name.rpartition("__")
     if not configuration or not name.startswith("nnUNetTrainerUniverSeg__"):
         raise UserError(f"{model} is no result folder such as nnUNetTrainerUniverSeg__nnUNetPlans__2d")
-    manager = PlansManager(read_json(model / "plans.json"))
-    dataset_json = read_json(model / "dataset.json")
-    settings, label_manager = manager.get_configuration(configuration), manager.get_label_manager(dataset_json)
+    dataset_json = read_dataset_json(model)
+    manager, settings = read_plans(model, configuration, dataset_json)
+    label_manager = manager.get_label_manager(dataset_json)
+    size = network_arguments("universeg", settings)["image_size"]
+    if not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
+        raise UserError(f"{model / 'plans.json'} has image_size {shown(size)}; expected 1 to {_LARGEST_SIZE}")
     preprocessor = settings.preprocessor_class(verbose=False)
     cases = {}
-    for case, files in find_cases(images).items():
+    for case, files in find_images(images).items():
         label_file = labels / f"{case}{dataset_json['file_ending']}"
         if not label_file.is_file():
             raise UserError(f"{files[0]} has no label map {label_file}")
@@ -66,7 +72,7 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
     pool = read_pool(
         _Preprocessed(images, cases),
         tasks_of(label_manager.has_regions, dataset_json),
-        network_arguments("universeg", settings)["image_size"],
+        size,
         settings.patch_size[0],
         ignore_label=label_manager.ignore_label,
     )

@@ -29,11 +29,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from nnunet_ext.cases import find_cases
 from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
 from nnunet_ext.image_files import check_whole, check_written
 from nnunet_ext.inference.export import check_finite, segmentation_of_logits
+from nnunet_ext.inference.model_files import channels_of
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
@@ -42,7 +44,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Case:
+class PredictionCase:
     """One image to predict.
 
     Attributes:
@@ -63,7 +65,7 @@ class Case:
 class Done:
     """A finished case: seconds of the network alone, or why it failed."""
 
-    case: Case
+    case: PredictionCase
     seconds: float
     failure: str | None = None
 
@@ -86,9 +88,10 @@ class FolderPredictor(nnUNetPredictor):
 
     def predict_folder(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[PredictionCase],
         *,
         threads: int = 1,
+        export_threads: int | None = None,
         save_probabilities: bool = False,
         samples_folder: Path | None = None,
     ) -> Iterator[Done]:
@@ -96,7 +99,8 @@ class FolderPredictor(nnUNetPredictor):
 
         Args:
             cases: what to predict.
-            threads: cases that are preprocessed ahead, and exported behind, at the same time.
+            threads: cases that are preprocessed ahead at the same time.
+            export_threads: cases that are resized and written behind at the same time; None takes as many.
             save_probabilities: also write nnU-Net's .npz and .pkl, which needs every class at full size.
             samples_folder: for networks that draw samples: each is stitched for itself, written here
                 (`nnunet_ext.diffusion.samples_file`) and fused after that, not window by window.
@@ -114,8 +118,9 @@ class FolderPredictor(nnUNetPredictor):
             raise UserError(str(error)) from None
         if taken:
             print(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in taken.items())}", file=sys.stderr)
+        writers = max(1, min(threads if export_threads is None else export_threads, len(cases)))
         threads = max(1, min(threads, len(cases)))
-        with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(threads) as behind:
+        with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(writers) as behind:
             waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
             exports: list[Future[Done]] = []
             for position, case in enumerate(cases):
@@ -138,7 +143,7 @@ class FolderPredictor(nnUNetPredictor):
                 arguments = (case, logits, properties, seconds, save_probabilities, drawn)
                 exports.append(behind.submit(self.export, *arguments))
                 # No more results in memory than threads work on.
-                while len(exports) > threads or (exports and exports[0].done()):
+                while len(exports) > writers or (exports and exports[0].done()):
                     yield exports.pop(0).result()
             for export in exports:
                 yield export.result()
@@ -146,14 +151,14 @@ class FolderPredictor(nnUNetPredictor):
     @property
     def channels(self) -> int:
         """Of the images, without those of a previous stage."""
-        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        return channels_of(self.dataset_json)
 
     @property
     def colours(self) -> bool:
         """Whether nnU-Net's reader of this model takes several channels from one file."""
         return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
 
-    def _prepare(self, case: Case) -> tuple[torch.Tensor, dict]:
+    def _prepare(self, case: PredictionCase) -> tuple[torch.Tensor, dict]:
         for path in (*case.images, *([case.previous_stage] if case.previous_stage else [])):
             check_whole(path)
         if self.colours:
@@ -183,7 +188,7 @@ class FolderPredictor(nnUNetPredictor):
 
     def export(
         self,
-        case: Case,
+        case: PredictionCase,
         logits: torch.Tensor,
         properties: dict,
         seconds: float,
@@ -269,7 +274,7 @@ class FolderPredictor(nnUNetPredictor):
 
 def cases_of(
     folder: Path, output: Path, ending: str, channels: int, previous_stage: Path | None = None, colours: bool = False
-) -> list[Case]:
+) -> list[PredictionCase]:
     """The cases of a folder with nnU-Net's names, NAME_0000.ENDING for the first channel.
 
     Args:
@@ -282,32 +287,18 @@ def cases_of(
             is read.
 
     Raises:
-        UserError: none found, a channel or the previous stage's label map of a case is missing.
+        UserError: see `nnunet_ext.cases.find_cases`; or the previous stage's label map of a case is missing.
     """
-    if not folder.is_dir():
-        raise UserError(f"-i {folder} is no folder; give a folder of NAME_0000{ending} files")
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        stem = path.name.removesuffix(ending)
-        name, number = stem[:-5], stem[-4:]
-        if path.name.endswith(ending) and stem[-5:-4] == "_" and number.isdecimal() and name:
-            found.setdefault(name, {})[int(number)] = path
-    if not found:
-        raise UserError(f"-i {folder} holds no NAME_0000{ending} (the ending this model was trained on)")
     cases = []
-    for name, files in found.items():
-        missing = [number for number in range(len(files) if colours else channels) if number not in files]
-        if missing or len(files) > channels or (len(files) < channels and not colours):
-            wrong = f"lacks {name}_{missing[0]:04d}{ending}" if missing else f"has {len(files)} channels of {name}"
-            raise UserError(f"-i {folder} {wrong}; this model takes {channels} channel(s), numbered from 0000")
+    for name, files in find_cases(folder, (ending,), channels, colours=colours).items():
         previous = previous_stage / f"{name}{ending}" if previous_stage else None
         if previous is not None and not previous.is_file():
             raise UserError(f"-prev_stage_predictions lacks {previous.name}; every image needs one")
-        cases.append(Case(name, tuple(files[number] for number in sorted(files)), output / f"{name}{ending}", previous))
+        cases.append(PredictionCase(name, files, output / f"{name}{ending}", previous))
     return cases
 
 
-def is_complete(case: Case, save_probabilities: bool) -> bool:
+def is_complete(case: PredictionCase, save_probabilities: bool) -> bool:
     """Whether the result of a former run is whole and on the grid of its image; existence proves neither."""
     if save_probabilities and not all(case.output.with_name(case.name + kind).is_file() for kind in (".npz", ".pkl")):
         return False

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nnunet_ext.errors import reason_of
 from nnunet_ext.inference.export import check_finite
-from nnunet_ext.inference.predictor import Case, Done, FolderPredictor
+from nnunet_ext.inference.predictor import Done, FolderPredictor, PredictionCase
 from nnunet_ext.machine import available_cores
 
 # nnU-Net's distance between barriers, which keep distributed ranks from waiting too long for each other.
@@ -70,7 +70,7 @@ def validate_fold(trainer: Any, save_probabilities: bool = False) -> None:
         waiting: list[Future[Done]] = []
         for number, name in enumerate(dataset.identifiers):
             trainer.before_case(name)
-            case = Case(name, (), folder / f"{name}{trainer.dataset_json['file_ending']}")
+            case = PredictionCase(name, (), folder / f"{name}{trainer.dataset_json['file_ending']}")
             while len(waiting) > 1:  # no more results in memory than are worked on
                 done.append(waiting.pop(0).result())
             try:

@@ -9,8 +9,8 @@ from typing import Any
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import few
 from nnunet_ext.evaluation.images import GEOMETRY_TOLERANCE_MM
-from nnunet_ext.reports.evaluation_file import Case
-from nnunet_ext.reports.runs import Run
+from nnunet_ext.reports.evaluation_file import ScoredCase
+from nnunet_ext.reports.runs import Method
 
 # Settings of a schedule that readers expect to be equal; the network decides about the rest.
 _SCHEDULE = ("epochs", "iterations", "batch_size", "patch_size", "precision")
@@ -28,7 +28,7 @@ _SAID_ELSEWHERE = {
 _FEW = 20
 
 
-def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[str], list[str]]:
+def refuse_incomparable(runs: Sequence[Method], common_cases: bool) -> tuple[list[str], list[str]]:
     """(cases that are compared, warnings about those left out).
 
     Args:
@@ -74,7 +74,7 @@ def refuse_incomparable(runs: Sequence[Run], common_cases: bool) -> tuple[list[s
     return common, warnings
 
 
-def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> list[str]:
+def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> list[str]:
     """Sentences about what a reader must know before believing the tables."""
     found = []
     for run in runs:
@@ -118,13 +118,13 @@ def warnings_about(runs: Sequence[Run], cases: Sequence[str], units: int) -> lis
     return found
 
 
-def _unequal_folds(run: Run) -> list[str]:
+def _unequal_folds(run: Method) -> list[str]:
     settings = [{k: record.get("settings", {}).get(k) for k in _SCHEDULE} for record in run.records]
     uneven = [name for name in _SCHEDULE if any(s[name] != settings[0][name] for s in settings)]
     return [f"{run.name}: its folds were trained with different {', '.join(uneven)}."] if uneven else []
 
 
-def _unlike_circumstances(runs: Sequence[Run]) -> list[str]:
+def _unlike_circumstances(runs: Sequence[Method]) -> list[str]:
     """Backends, further training data and environment variables, where methods differ in them."""
 
     def variables(record: dict[str, Any]) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _unlike_circumstances(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _failed_folds(run: Run, cases: Sequence[str]) -> list[str]:
+def _failed_folds(run: Method, cases: Sequence[str]) -> list[str]:
     """Folds in which a structure was never found: their training failed, and pooling hides it in the mean."""
     folds: dict[str, list[int]] = {name: [] for name in run.labels.values()}
     for fold in sorted({case.fold for case in map(run.cases.__getitem__, cases) if case.fold is not None}):
@@ -165,7 +165,7 @@ def _failed_folds(run: Run, cases: Sequence[str]) -> list[str]:
 
 
 def _differences(
-    runs: Sequence[Run], title: str, names: Iterable[str], of: Callable[[dict[str, Any]], dict[str, Any]]
+    runs: Sequence[Method], title: str, names: Iterable[str], of: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[str]:
     """One sentence with every value that is not the same in all runs that recorded it."""
     known = [(run.name, of(run.records[0])) for run in runs if run.records]
@@ -178,7 +178,7 @@ def _differences(
     return [f"{title}: {'; '.join(parts)}."] if parts else []
 
 
-def _reference_difference(ours: Case, theirs: Case) -> str | None:
+def _reference_difference(ours: ScoredCase, theirs: ScoredCase) -> str | None:
     """How the references of one case differ; evaluations without a digest are compared by their voxels per label."""
     counts = [[int(values["n_ref"]) for values in case.metrics.values()] for case in (theirs, ours)]
     if counts[0] != counts[1]:
@@ -191,7 +191,7 @@ def _reference_difference(ours: Case, theirs: Case) -> str | None:
     return None
 
 
-def _metrics(run: Run) -> list[str]:
+def _metrics(run: Method) -> list[str]:
     return sorted(next(iter(next(iter(run.cases.values())).metrics.values())))
 
 

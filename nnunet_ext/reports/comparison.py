@@ -23,8 +23,8 @@ from nnunet_ext.evaluation.compare import (
     paired,
 )
 from nnunet_ext.reports.checks import refuse_incomparable, warnings_about
-from nnunet_ext.reports.evaluation_file import Case
-from nnunet_ext.reports.runs import Run
+from nnunet_ext.reports.evaluation_file import ScoredCase
+from nnunet_ext.reports.runs import Method
 
 MEAN = "mean"
 # A difference is called real below this corrected p-value.
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Pair:
+class MethodPair:
     """One pairwise comparison; `p_holm` is corrected over all pairs and labels of the metric."""
 
     new: str
@@ -86,7 +86,7 @@ class Comparison:
         rows, pairs, ranks: the tables; ranks per metric, by `mean` over the labels.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[Method, ...]
     cases: tuple[str, ...]
     patient_of: dict[str, str] | None
     units: tuple[str, ...]
@@ -95,7 +95,7 @@ class Comparison:
     per_case: dict[tuple[str, str, str], dict[str, float]]
     filled: dict[tuple[str, str, str], dict[str, float]]
     rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[MethodPair, ...]
     ranks: dict[str, Ranks]
     warnings: tuple[str, ...]
 
@@ -120,7 +120,7 @@ class Comparison:
         return by_patient(values, self.patient_of or {case: case for case in values})
 
 
-def compare_runs(runs: Sequence[Run], *, patients: str | None = None, common_cases: bool = False) -> Comparison:
+def compare_runs(runs: Sequence[Method], *, patients: str | None = None, common_cases: bool = False) -> Comparison:
     """Pool the folds of each run by case, or by patient, and compare the methods.
 
     Args:
@@ -153,7 +153,7 @@ def compare_runs(runs: Sequence[Run], *, patients: str | None = None, common_cas
     return Comparison(**{**vars(empty), "pairs": pairs, "rows": _rows(empty, labels, pairs), "ranks": _ranks(empty)})
 
 
-def _metrics(run: Run) -> tuple[Metric, ...]:
+def _metrics(run: Method) -> tuple[Metric, ...]:
     rules = run.settings.get("conventions", {})
     unit = "voxels" if ", voxels," in str(rules.get("HD95", "")) else "mm"
     offered = (
@@ -171,15 +171,15 @@ def _unique(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: name if names[name] == 1 else f"{name} {key}" for key, name in labels.items()}
 
 
-def _charged(case: Case, key: str, metric: Metric) -> float:
+def _charged(case: ScoredCase, key: str, metric: Metric) -> float:
     value = case.metrics[key][metric.key]
     return case.diagonal_mm if math.isinf(value) else value
 
 
-def _filler(runs: Sequence[Run]) -> Callable[[Case, str, Metric], float]:
+def _filler(runs: Sequence[Method]) -> Callable[[ScoredCase, str, Metric], float]:
     """`_charged`, but the best value where only other methods are defined: they raised a false alarm."""
 
-    def value(case: Case, key: str, metric: Metric) -> float:
+    def value(case: ScoredCase, key: str, metric: Metric) -> float:
         own = _charged(case, key, metric)
         if math.isnan(own) and any(not math.isnan(_charged(run.cases[case.name], key, metric)) for run in runs):
             return metric.best
@@ -189,11 +189,11 @@ def _filler(runs: Sequence[Run]) -> Callable[[Case, str, Metric], float]:
 
 
 def _values(
-    runs: Sequence[Run],
+    runs: Sequence[Method],
     cases: Sequence[str],
     labels: Mapping[str, str],
     metrics: Sequence[Metric],
-    value: Callable[[Case, str, Metric], float],
+    value: Callable[[ScoredCase, str, Metric], float],
 ) -> dict[tuple[str, str, str], dict[str, float]]:
     table: dict[tuple[str, str, str], dict[str, float]] = {}
     for run in runs:
@@ -206,7 +206,7 @@ def _values(
     return table
 
 
-def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[Pair]) -> tuple[Row, ...]:
+def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[MethodPair]) -> tuple[Row, ...]:
     rows = []
     for metric in data.metrics:
         for label in data.labels:
@@ -225,15 +225,15 @@ def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[Pair]) ->
     return tuple(rows)
 
 
-def _beats(method: str, pair: Pair) -> bool:
+def _beats(method: str, pair: MethodPair) -> bool:
     """Better in the mean and by the test: a two-sided p does not say for whom, and the mean may point the other way."""
     gain = pair.result.difference if pair.metric.higher_is_better else -pair.result.difference
     side = 1 if method == pair.new else -1
     return pair.p_holm < ALPHA and side * gain > 0 and side * pair.result.rank_biserial > 0
 
 
-def _pairs(data: Comparison) -> tuple[Pair, ...]:
-    pairs: list[Pair] = []
+def _pairs(data: Comparison) -> tuple[MethodPair, ...]:
+    pairs: list[MethodPair] = []
     for metric in data.metrics:
         compared = []
         for label in data.labels:
@@ -242,7 +242,7 @@ def _pairs(data: Comparison) -> tuple[Pair, ...]:
                 compared.append((new, old, label, paired(*values, higher_is_better=metric.higher_is_better)))
         corrected = holm([result.p_value for *_, result in compared])
         pairs += [
-            Pair(new, old, label, metric, result, p)
+            MethodPair(new, old, label, metric, result, p)
             for (new, old, label, result), p in zip(compared, corrected, strict=True)
         ]
     return tuple(pairs)

@@ -19,7 +19,7 @@ _ALWAYS = ("Dice", "n_ref", "volume_ref_ml")
 
 
 @dataclass(frozen=True)
-class Case:
+class ScoredCase:
     """One case of one method; values are keyed by label as in summary.json.
 
     Attributes:
@@ -54,7 +54,7 @@ class StoredEvaluation:
     """
 
     labels: dict[str, str]
-    cases: dict[str, Case]
+    cases: dict[str, ScoredCase]
     settings: dict[str, Any]
     notes: tuple[str, ...]
     failed: tuple[str, ...]
@@ -84,7 +84,7 @@ def read_evaluation(file: Path, folder: Path) -> StoredEvaluation:
     entries = summary.objects("metric_per_case")
     if not entries or not labels:
         raise UserError(f"{file} holds no {'label' if entries else 'case'}; {summary.remedy}")
-    cases: dict[str, Case] = {}
+    cases: dict[str, ScoredCase] = {}
     for entry in entries:
         case = _case(entry, list(labels), folder)
         first = next(iter(cases.values()), case)
@@ -110,7 +110,7 @@ def read_evaluation(file: Path, folder: Path) -> StoredEvaluation:
     )
 
 
-def _case(entry: JsonObject, labels: list[str], folder: Path) -> Case:
+def _case(entry: JsonObject, labels: list[str], folder: Path) -> ScoredCase:
     states = entry.object("status")
     status = {key: states.text(key) for key in labels}
     for key, state in status.items():
@@ -120,7 +120,7 @@ def _case(entry: JsonObject, labels: list[str], folder: Path) -> Case:
     fold = entry.optional_whole("fold")
     prediction = entry.optional_text("prediction_file")
     spacing = entry.optional_numbers("spacing_mm")
-    return Case(
+    return ScoredCase(
         name=entry.text("case"),
         fold=fold,
         status=status,

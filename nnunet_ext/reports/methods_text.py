@@ -9,7 +9,7 @@ from nnunet_ext.discovery import table
 from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports.comparison import ALPHA, Comparison
 from nnunet_ext.reports.resources import Resources, resources_of
-from nnunet_ext.reports.runs import Run
+from nnunet_ext.reports.runs import Method
 
 _NNUNET = (
     "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
@@ -34,7 +34,7 @@ def methods_paragraph(data: Comparison) -> str:
     )
 
 
-def references(runs: Sequence[Run]) -> list[str]:
+def references(runs: Sequence[Method]) -> list[str]:
     """Papers of nnU-Net and of the trained networks."""
     papers = {e.name: f"{e.model.paper.citation}, {e.model.paper.link}" for e in table.trainers() if e.model}
     trainers = [run.identity[0] for run in runs if run.identity]
@@ -54,7 +54,7 @@ def _data(data: Comparison) -> str:
     return f"{len(data.cases)} cases{units} of {data.runs[0].dataset} {how} and scored for {labels}."
 
 
-def _training(run: Run, facts: Resources) -> str:
+def _training(run: Method, facts: Resources) -> str:
     if not run.identity:
         return ""
     trainer, plans, configuration = run.identity
@@ -84,7 +84,7 @@ def _software(resources: Sequence[Resources]) -> str:
     return f"Software: {', '.join(used)}{revision}; evaluated with nnunet_ext {__version__}."
 
 
-def _evaluation(data: Comparison, run: Run) -> str:
+def _evaluation(data: Comparison, run: Method) -> str:
     rules = run.settings.get("conventions", {})
     name = run.settings.get("convention", "default")
     parts = [f"Dice, and {rules['HD95']} (HD95)" if "HD95" in rules else "Dice"]

@@ -18,7 +18,7 @@ from PIL import Image
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import FILE_ENDINGS
 from nnunet_ext.reports.comparison import MEAN, Comparison
-from nnunet_ext.reports.evaluation_file import Case
+from nnunet_ext.reports.evaluation_file import ScoredCase
 from nnunet_ext.reports.figures import (
     COLOURS,
     PLANES,
@@ -28,7 +28,7 @@ from nnunet_ext.reports.figures import (
     read_case,
     worst_median_best,
 )
-from nnunet_ext.reports.runs import Run
+from nnunet_ext.reports.runs import Method
 
 # Pixels along the longer side of a slice; more only make the file larger.
 _MOST_PIXELS = 320
@@ -73,12 +73,14 @@ def label_values(data: Comparison) -> dict[str, tuple[int, ...]]:
     return dict(zip(names, values, strict=True))
 
 
-def _hd95(data: Comparison, run: Run, case: str) -> float:
+def _hd95(data: Comparison, run: Method, case: str) -> float:
     values = data.per_case.get((run.name, data.overall, "HD95"))
     return values[case] if values else math.nan
 
 
-def _read(run: Run, case: Case, images: Path | None, references: Path | None, dice: float, hd95: float) -> OverlayCase:
+def _read(
+    run: Method, case: ScoredCase, images: Path | None, references: Path | None, dice: float, hd95: float
+) -> OverlayCase:
     reference = case.reference
     if not reference.is_file() and references is not None:
         reference = references / reference.name
@@ -89,7 +91,7 @@ def _read(run: Run, case: Case, images: Path | None, references: Path | None, di
     return read_case(case.name, image, reference, str(case.prediction), dice=dice, hd95_mm=hd95)
 
 
-def _image(run: Run, case: Case, images: Path | None) -> Path:
+def _image(run: Method, case: ScoredCase, images: Path | None) -> Path:
     folders = [images] if images is not None else []
     if images is None:
         beside = case.reference.parent
@@ -105,7 +107,7 @@ def _image(run: Run, case: Case, images: Path | None) -> Path:
     raise UserError(f"no image {case.name}_0000 in {looked}; name the folder with --images to see pictures")
 
 
-def _row(role: str, case: OverlayCase, members: Mapping[str, Sequence[int]], facts: Case) -> str:
+def _row(role: str, case: OverlayCase, members: Mapping[str, Sequence[int]], facts: ScoredCase) -> str:
     box = crop(case)
     low, high = np.percentile(case.image[box], (1, 99.5))
     missed = sum(state != "both" and state != "both_empty" for state in facts.status.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from nnunet_ext.reports.runs import Run
+from nnunet_ext.reports.runs import Method
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Resources:
     software: dict[str, str]
 
 
-def resources_of(run: Run) -> Resources:
+def resources_of(run: Method) -> Resources:
     """Read what the folds of a run recorded."""
     records = run.records
     settings = records[0].get("settings", {}) if records else {}
@@ -72,7 +72,7 @@ def resources_of(run: Run) -> Resources:
     )
 
 
-def _seconds_per_case(run: Run) -> float | None:
+def _seconds_per_case(run: Method) -> float | None:
     """Of run.json where it was recorded, else from the log's time stamps, which leave out the last case."""
     folds = []
     for fold in run.folds:

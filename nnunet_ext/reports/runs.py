@@ -14,7 +14,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
 from nnunet_ext.evaluation.cases import few, split_name
 from nnunet_ext.evaluation.splits import find_splits, fold_folders, notes_about_folds, read_splits
-from nnunet_ext.reports.evaluation_file import Case, StoredEvaluation, read_evaluation
+from nnunet_ext.reports.evaluation_file import ScoredCase, StoredEvaluation, read_evaluation
 from nnunet_ext.reports.training_records import read_plans, read_run_record
 from nnunet_ext.training_log import TrainingLog, read_training_log
 
@@ -29,7 +29,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Run:
+class Method:
     """One method.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run:
     name: str
     folder: Path
     labels: dict[str, str]
-    cases: dict[str, Case]
+    cases: dict[str, ScoredCase]
     settings: dict[str, Any]
     folds: tuple[Fold, ...]
     plans: dict[str, Any]
@@ -104,7 +104,7 @@ def load_runs(
     references: Path | None = None,
     processes: int = 1,
     progress: bool = False,
-) -> list[Run]:
+) -> list[Method]:
     """Read the runs; one without an evaluation by this convention is evaluated first, and its results are kept.
 
     Raises:
@@ -141,10 +141,10 @@ def _evaluate(
     write_results(evaluation, output)
 
 
-def _load(name: str, folder: Path, file: Path) -> Run:
+def _load(name: str, folder: Path, file: Path) -> Method:
     stored = read_evaluation(file, folder)
     cases = stored.cases
-    return Run(
+    return Method(
         name=name,
         folder=folder,
         labels=stored.labels,
@@ -165,7 +165,7 @@ def _modified(prediction: Path | None) -> float:
     return os.path.getmtime(prediction) if prediction is not None and os.path.isfile(prediction) else 0.0
 
 
-def _notes_about_folds(folder: Path, cases: Mapping[str, Case]) -> list[str]:
+def _notes_about_folds(folder: Path, cases: Mapping[str, ScoredCase]) -> list[str]:
     folds = fold_folders(folder)
     if not folds:
         return []

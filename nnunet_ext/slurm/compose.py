@@ -15,7 +15,7 @@ from nnunet_ext.datasets import base_folder, find_dataset
 from nnunet_ext.discovery.table import trainers as all_trainers
 from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.slurm.job import Resources
-from nnunet_ext.slurm.pipeline import Pipeline, Run
+from nnunet_ext.slurm.pipeline import Pipeline, Training
 from nnunet_ext.slurm.prepare import data_identifier
 
 # What ends a line of a script, and what UTF-8 cannot hold: nothing that quotes could help.
@@ -69,7 +69,7 @@ def compose(
     pairs = list(zip(trainers, plans if len(plans) > 1 else list(plans) * len(trainers), strict=True))
     if len(set(pairs)) < len(pairs):
         raise UserError(f"{' '.join(trainers)}: the same trainer with the same plans twice; name each once")
-    runs = tuple(Run(t, p, _data(Path(preprocessed, name), p, configuration)) for t, p in pairs)
+    runs = tuple(Training(t, p, _data(Path(preprocessed, name), p, configuration)) for t, p in pairs)
     if warn_seconds > resources.minutes * 60 // 2:
         raise UserError(f"--warn {warn_seconds} is more than half of the time limit; raise --time or lower --warn")
     if scratch is not None and not _SCRATCH.fullmatch(scratch):

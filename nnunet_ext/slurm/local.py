@@ -18,7 +18,7 @@ from nnunet_ext.processes import kill_group, own_group
 from nnunet_ext.slurm.folder import done_marks, forget_done, unfinished
 from nnunet_ext.slurm.job import Job
 from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, jobs
-from nnunet_ext.slurm.progress import Progress, describe, read_progress
+from nnunet_ext.slurm.progress import Progress, progress_line, read_progress
 from nnunet_ext.slurm.status import explain
 
 _POLL_SECONDS = 0.5
@@ -152,7 +152,7 @@ def _line(pipeline: Pipeline, job: Job, task: int | None) -> str:
     if job.name != TRAIN or task is None:
         done = all(mark.is_file() for mark in done_marks(pipeline, job))
         return f"{name}: {'done' if done else 'running'}"
-    return f"{name}: {describe(_progress(pipeline, task))}"
+    return f"{name}: {progress_line(_progress(pipeline, task))}"
 
 
 def _name(pipeline: Pipeline, job: Job, task: int | None) -> str:

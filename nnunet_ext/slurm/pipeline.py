@@ -19,7 +19,7 @@ _SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One trainer on one set of plans; `data` is the preprocessed folder these plans use."""
 
     trainer: str
@@ -54,7 +54,7 @@ class Pipeline:
     scheduler: str
     dataset: str
     configuration: str
-    runs: tuple[Run, ...]
+    runs: tuple[Training, ...]
     folds: tuple[str, ...]
     folder: str
     raw: str
@@ -71,11 +71,11 @@ class Pipeline:
     setup: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
 
-    def result_folder(self, run: Run) -> Path:
+    def result_folder(self, run: Training) -> Path:
         """nnU-Net's folder of a run, above its folds."""
         return Path(self.results, self.dataset, f"{run.trainer}__{run.plans}__{self.configuration}")
 
-    def tasks(self) -> list[tuple[Run, str]]:
+    def tasks(self) -> list[tuple[Training, str]]:
         """(run, fold) of every training task, in the order of the array."""
         return [(run, fold) for run in self.runs for fold in self.folds]
 
@@ -90,7 +90,7 @@ class Pipeline:
         return cls(
             **{
                 **value,
-                "runs": tuple(Run(**run) for run in value["runs"]),
+                "runs": tuple(Training(**run) for run in value["runs"]),
                 "folds": tuple(value["folds"]),
                 "setup": tuple(value["setup"]),
                 "variables": tuple((name, text) for name, text in value["variables"]),
@@ -291,7 +291,7 @@ def _predict(pipeline: Pipeline) -> Job:
     )
 
 
-def predictions(pipeline: Pipeline, run: Run) -> Path:
+def predictions(pipeline: Pipeline, run: Training) -> Path:
     """Folder of the final predictions of a run."""
     suffix = "" if pipeline.folds == ("all",) else "_postprocessed"
     return Path(pipeline.folder, "predictions", f"{run.trainer}__{run.plans}__{pipeline.configuration}{suffix}")

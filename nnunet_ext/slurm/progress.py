@@ -77,7 +77,7 @@ def read_progress(folder: Path) -> Progress:
     )
 
 
-def describe(progress: Progress) -> str:
+def progress_line(progress: Progress) -> str:
     """One fold in a few words: epoch, EMA Dice, time left."""
     if progress.total is None:
         return "starting"

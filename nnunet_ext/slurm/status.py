@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.slurm.folder import Submission, submissions, unfinished
-from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, Run, jobs
+from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, Training, jobs
 from nnunet_ext.slurm.progress import Progress, read_progress
 from nnunet_ext.slurm.queue import Queued, ended, queued
 
@@ -26,7 +26,7 @@ _ERROR = re.compile(r"^(nnunet_ext[\w ]*: .+|(?:[\w.]+)(?:Error|Exception): .+)$
 
 
 @dataclass(frozen=True)
-class Task:
+class ArrayTask:
     """One fold of one run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Task:
     """
 
     number: int
-    run: Run
+    run: Training
     fold: str
     progress: Progress
     state: str
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """A step other than training; fields as of `Task`."""
+    """A step other than training; fields as of `ArrayTask`."""
 
     name: str
     state: str
@@ -66,11 +66,11 @@ class Status:
     """Everything `nnunet_ext slurm status` shows."""
 
     pipeline: Pipeline
-    tasks: tuple[Task, ...]
+    tasks: tuple[ArrayTask, ...]
     steps: tuple[Step, ...]
 
     @property
-    def parts(self) -> list[Task | Step]:
+    def parts(self) -> list[ArrayTask | Step]:
         """Folds and other steps together."""
         return [*self.tasks, *self.steps]
 
@@ -100,12 +100,12 @@ def read_status(pipeline: Pipeline) -> Status:
 
 
 def _task(
-    pipeline: Pipeline, number: int, run: Run, fold: str, submitted: list[Submission], queue: list[Queued]
-) -> Task:
+    pipeline: Pipeline, number: int, run: Training, fold: str, submitted: list[Submission], queue: list[Queued]
+) -> ArrayTask:
     progress = read_progress(pipeline.result_folder(run) / f"fold_{fold}")
     begun = progress.total is not None
     state = _state(pipeline, TRAIN, number, progress.finished, begun, submitted, queue)
-    return Task(number, run, fold, progress, *state)
+    return ArrayTask(number, run, fold, progress, *state)
 
 
 def _state(

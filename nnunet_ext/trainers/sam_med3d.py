@@ -16,6 +16,7 @@ from nnunet_ext.clicks.scores import USERS, PromptedScore, click_through, make_u
 from nnunet_ext.files import write_json
 from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.steps.sam_med3d import Batch, choose_objects, step
+from nnunet_ext.trainers.interrupts import ends_in_one_line
 from nnunet_ext.trainers.optimiser import adamw_with_poly
 from nnunet_ext.trainers.shared import SharedTrainer
 
@@ -85,6 +86,7 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         self.step(loss, batch, max_norm=1.0)
         return {"loss": loss.detach().float().cpu().numpy()}
 
+    @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
         self.network.eval()

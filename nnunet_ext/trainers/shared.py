@@ -30,6 +30,7 @@ from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
+from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 from nnunet_ext.trainers.signals import handlers
 
@@ -90,6 +91,7 @@ class SharedTrainer(nnUNetTrainer):
 
     # Network ---------------------------------------------------------------------------------------------------
 
+    @ends_in_one_line
     def initialize(self) -> None:
         if self.device.type == "cpu":
             # nnU-Net takes every core of the node; a job owns only its allocation.
@@ -223,6 +225,7 @@ class SharedTrainer(nnUNetTrainer):
         if Path(filename).name == LATEST:
             self._last_checkpoint_time = time.monotonic()
 
+    @ends_in_one_line
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         path = Path(filename_or_checkpoint)
         problem = why_unreadable(path)
@@ -239,14 +242,16 @@ class SharedTrainer(nnUNetTrainer):
 
     # Epochs ----------------------------------------------------------------------------------------------------
 
+    @ends_in_one_line
     def run_training(self) -> None:
         with handlers(self._on_signal):
             super().run_training()
 
+    @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         def leave(number: int) -> None:
             # Training is over and saved; --c runs the validation again.
-            raise SystemExit(EXIT_RESUBMIT)
+            raise Stopped(EXIT_RESUBMIT)
 
         begin = time.monotonic()
         with handlers(leave):
@@ -258,6 +263,8 @@ class SharedTrainer(nnUNetTrainer):
         """Called before each case of the final validation is predicted."""
 
     def _on_signal(self, number: int) -> None:
+        if number == signal.SIGTERM and not self._record and not self.is_ddp:
+            raise Stopped(EXIT_RESUBMIT)  # the first epoch has not begun: there is nothing to save
         self._stop = "batch" if number == signal.SIGTERM else "epoch"
 
     def on_train_start(self) -> None:

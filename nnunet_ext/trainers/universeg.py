@@ -28,6 +28,7 @@ from nnunet_ext.steps.universeg import SUPPORT_SIZE, step
 from nnunet_ext.support.augment import GENTLE, Chances
 from nnunet_ext.support.episodes import Batch, Episodes, Mixture
 from nnunet_ext.support.pool import Pool, largest_side, nnunet_dataset, read_pool, tasks_of
+from nnunet_ext.trainers.interrupts import ends_in_one_line
 from nnunet_ext.trainers.shared import SharedTrainer
 
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
@@ -225,6 +226,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing: UniverSeg has one output."""
 
+    @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation with supports from other cases only, then Dice against support size."""
         if self._validates_on_nothing:

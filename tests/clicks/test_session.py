@@ -72,7 +72,7 @@ def test_refusals_are_clear(bright_session, folder, tmp_path):
         session.set_image([tmp_path / "case.nii.gz"] * 2)
     with pytest.raises(UserError, match=r"the mask has shape \(3, 3, 3\)"):
         session.reset(np.ones((3, 3, 3)))
-    with pytest.raises(UserError, match=r"holds no fold_3/checkpoint_final.pth; there is 0"):
+    with pytest.raises(UserError, match=r"holds no fold_3/checkpoint_final.pth; folds with checkpoint_final.pth: 0"):
         load_trained(folder, "3")
     with pytest.raises(UserError, match=r"holds no plans\.json"):
         load_trained(tmp_path)

@@ -22,7 +22,7 @@ from helpers.blobs import SHAPE, make
 from nnunet_ext.data import fetch
 from nnunet_ext.data.check import check_dataset
 from nnunet_ext.data.fetch import archive_files, download
-from nnunet_ext.data.msd import TASKS, Task, convert_archive, find_task, get_task
+from nnunet_ext.data.msd import TASKS, DecathlonTask, convert_archive, find_task, get_task
 from nnunet_ext.errors import UserError
 
 
@@ -175,7 +175,7 @@ def test_task_becomes_raw_data(serve, tmp_path, channels):
     data = decathlon(tmp_path, channels)
     server = serve(data)
     server.breaks = [len(data) // 2]
-    task = Task(99, "Things", "", md5(data))
+    task = DecathlonTask(99, "Things", "", md5(data))
     folder = get_task(task, tmp_path / "raw", server.url)
     assert folder.name == "Dataset099_Things" and server.asked[1] == f"bytes={len(data) // 2}-"
     assert [path.name for path in (tmp_path / "raw").iterdir()] == [folder.name]  # no archive left

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers.model_folders import plans
 from helpers.toy_networks import Copy, MeanLabel
 
 from nnunet_ext.architectures.universeg import UniverSeg
@@ -205,10 +206,10 @@ def test_a_damaged_image_costs_only_itself_and_a_damaged_support_says_so(weights
 def test_support_files_are_made_of_whole_files(tmp_path, capsys, what):
     model = tmp_path / "nnUNetTrainerUniverSeg__nnUNetPlans__2d"
     model.mkdir()
-    (model / "plans.json").write_text(json.dumps({
-        "label_manager": "LabelManager", "image_reader_writer": "SimpleITKIO",
-        "configurations": {"2d": {"preprocessor_name": "DefaultPreprocessor", "architecture": {}}},
-    }))  # fmt: skip
+    described = plans()
+    described["configurations"] = {"2d": {**described["configurations"]["3d_fullres"], "patch_size": [32, 32]}}
+    described["configurations"]["2d"]["spacing"] = [1.0, 1.0]
+    (model / "plans.json").write_text(json.dumps(described))
     facts = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 7}, "file_ending": ".nii.gz"}
     (model / "dataset.json").write_text(json.dumps(facts))
     support(tmp_path, [(6, 32, 32)], ".nii.gz", (1, 1, 1))

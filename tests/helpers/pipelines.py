@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.slurm.job import Resources
-from nnunet_ext.slurm.pipeline import Pipeline, Run
+from nnunet_ext.slurm.pipeline import Pipeline, Training
 
 DATASET = "Dataset007_Toy"
 
@@ -17,8 +17,8 @@ FULL = Pipeline(
     dataset="Dataset004_Hippocampus",
     configuration="3d_fullres",
     runs=(
-        Run("nnUNetTrainerSegMamba", "nnUNetPlansSegMambaTiny", "nnUNetPlans_3d_fullres"),
-        Run("nnUNetTrainerExt", "nnUNetPlans", "nnUNetPlans_3d_fullres"),
+        Training("nnUNetTrainerSegMamba", "nnUNetPlansSegMambaTiny", "nnUNetPlans_3d_fullres"),
+        Training("nnUNetTrainerExt", "nnUNetPlans", "nnUNetPlans_3d_fullres"),
     ),
     folds=("0", "1", "2", "3", "4"),
     folder="/home/me/my jobs",

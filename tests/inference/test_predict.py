@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers.model_folders import write_model
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -19,36 +20,6 @@ from skimage.io import imread, imsave
 from nnunet_ext.cli.main import main
 from nnunet_ext.data.phantoms import make_dataset
 
-UNET = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 2,
-        "features_per_stage": [4, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
-        "strides": [[1, 1, 1], [1, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
-
-
-def resampling(what: str, order: int) -> dict:
-    return {
-        f"resampling_fn_{what}": "resample_data_or_seg_to_shape",
-        f"resampling_fn_{what}_kwargs": {
-            "is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None,
-        },
-    }  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -56,47 +27,7 @@ def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("model")
     raw = make_dataset(base / "Dataset990_Phantoms", num_training=1, num_test=3)
     dataset = json.loads((raw / "dataset.json").read_text())
-    configuration = {
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [16, 32, 32],
-        "spacing": [5.0, 2.2, 2.2],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "architecture": UNET,
-        **resampling("data", 3),
-        **resampling("seg", 1),
-        **resampling("probabilities", 1),
-    }
-    plans = {
-        "dataset_name": raw.name,
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": configuration},
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": {}},
-    }
-    model = base / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    (model / "fold_0").mkdir(parents=True)
-    (model / "plans.json").write_text(json.dumps(plans))
-    (model / "dataset.json").write_text(json.dumps(dataset))
-    torch.manual_seed(0)
-    manager = PlansManager(plans)
-    heads = manager.get_label_manager(dataset).num_segmentation_heads
-    network = nnUNetTrainer.build_network_architecture(
-        manager, manager.get_configuration("3d_fullres"), 1, heads, enable_deep_supervision=False
-    )
-    checkpoint = {
-        "network_weights": network.state_dict(),
-        "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": "3d_fullres"},
-        "inference_allowed_mirroring_axes": (0, 2),
-    }
-    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    model = write_model(base, dataset)
     return model, raw / "imagesTs"
 
 
@@ -206,7 +137,7 @@ def test_output_that_is_not_finite_is_no_label_map(trained, tmp_path, capsys, mo
         (["-step_size", "0"], 2, "-step_size 0.0 must be above 0"),
         (["-part_id", "2", "-num_parts", "2"], 2, "-part_id 2 must be from 0 to 1"),
         (["--precision", "fp16"], 1, "fp16 needs a CUDA device"),
-        (["-i", "nowhere"], 1, "-i nowhere is no folder"),
+        (["-i", "nowhere"], 1, "nowhere is no folder"),
     ],
 )
 def test_wrong_options(trained, tmp_path, capsys, options, status, message):

@@ -27,7 +27,16 @@ def test_no_place_of_a_model_is_forgotten():
     assert stems("models") - {"model"} == names, "every file in models/ is a row in models/__init__.py"
     assert stems("architectures") - {"blocks", "precision"} == names - {"nnunet"}, "every network has a row"
     modules = {trainer.module.rpartition(".")[2] for model in models.OWN for trainer in model.trainers}
-    shared = {"shared", "checkpoint_files", "optimiser", "run_record", "settings", "signals", "tensorboard"}
+    shared = {
+        "shared",
+        "checkpoint_files",
+        "interrupts",
+        "optimiser",
+        "run_record",
+        "settings",
+        "signals",
+        "tensorboard",
+    }
     assert stems("trainers") - shared == modules, "every trainer is in a row"
 
 

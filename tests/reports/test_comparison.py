@@ -13,8 +13,8 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.reports.comparison import compare_runs
-from nnunet_ext.reports.evaluation_file import Case
-from nnunet_ext.reports.runs import Run, load_runs
+from nnunet_ext.reports.evaluation_file import ScoredCase
+from nnunet_ext.reports.runs import Method, load_runs
 
 
 @pytest.fixture
@@ -31,17 +31,17 @@ def warnings(base: Path) -> str:
     return "\n".join(compare_runs(runs).warnings)
 
 
-def run_of(name: str, dice: np.ndarray) -> Run:
+def run_of(name: str, dice: np.ndarray) -> Method:
     """A method with one label and these values of Dice."""
     cases = {
-        f"case_{i}": Case(
+        f"case_{i}": ScoredCase(
             f"case_{i}", None, {"1": "both"}, {"1": {"Dice": float(d), "n_ref": 5, "volume_ref_ml": 1.0}}, 10.0,
             Path("r"), None,
         )
         for i, d in enumerate(dice)
     }  # fmt: skip
     settings = {"nsd_tolerance_mm": 1.0, "ignore_label": None, "convention": "default", "conventions": {}}
-    return Run(name, Path(name), {"1": "liver"}, cases, settings, (), {}, (), (), (), False)
+    return Method(name, Path(name), {"1": "liver"}, cases, settings, (), {}, (), (), (), False)
 
 
 def test_no_star_for_a_method_that_the_test_finds_worse():

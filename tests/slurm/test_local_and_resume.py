@@ -17,7 +17,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.folder import load, write
 from nnunet_ext.slurm.job import Resources
 from nnunet_ext.slurm.local import run_local
-from nnunet_ext.slurm.pipeline import Pipeline, Run
+from nnunet_ext.slurm.pipeline import Pipeline, Training
 from nnunet_ext.slurm.resume import command, plan_resume
 
 # Trains fold $3: as long as a file NAME_$3 is in $HERE, it fails (fail) or waits (wait).
@@ -43,7 +43,7 @@ def pipeline(tmp_path, monkeypatch) -> Pipeline:
     monkeypatch.setenv("HERE", str(tmp_path))
     described = Pipeline(
         scheduler="local", dataset="Dataset007_Toy", configuration="3d_fullres",
-        runs=(Run("nnUNetTrainerExt", "nnUNetPlans", "nnUNetPlans_3d_fullres"),), folds=("0", "1", "2"),
+        runs=(Training("nnUNetTrainerExt", "nnUNetPlans", "nnUNetPlans_3d_fullres"),), folds=("0", "1", "2"),
         folder=str(tmp_path / "jobs"), raw=str(tmp_path), preprocessed=str(tmp_path), results=str(tmp_path / "results"),
         path=str(binaries), resources=Resources(cpus=1, gpus=0),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from helpers.pipelines import FULL, TRAIN, slurm
 
 from nnunet_ext.slurm.folder import write
-from nnunet_ext.slurm.pipeline import Run
+from nnunet_ext.slurm.pipeline import Training
 
 NAMES = [
     "Odd$(touch PWNED)", "Odd`touch PWNED`", "Odd;touch PWNED;", 'Odd";touch PWNED;"', "Odd';touch PWNED;'",
@@ -57,7 +57,7 @@ def test_names_are_never_commands(tmp_path, scheduler, name):
     places = {kind: str(tmp_path / f"{kind} {name}") for kind in ("raw", "preprocessed", "results", "folder", "images")}
     pipeline = replace(
         FULL, scheduler=scheduler, dataset=dataset, configuration=name, path=str(stubs), setup=(), scratch="$TMPDIR",
-        runs=(Run("nnUNetTrainerExt", name, name),), folds=("0",), references=places["images"],
+        runs=(Training("nnUNetTrainerExt", name, name),), folds=("0",), references=places["images"],
         resources=replace(FULL.resources, extra=()), variables=(("NNUNET_EXT_EPOCHS", name),), **places,
     )  # fmt: skip
     write(pipeline)

@@ -7,6 +7,8 @@ import json
 import pytest
 from helpers import nnunet_dataset
 
+from nnunet_ext.checkpoints.load import read_without_code
+
 
 @pytest.fixture
 def make_trainer(preprocessed, tmp_path, monkeypatch):
@@ -19,6 +21,8 @@ def make_trainer(preprocessed, tmp_path, monkeypatch):
     for name, value in {"EPOCHS": "2", "ITERATIONS": "2", "VAL_ITERATIONS": "1"}.items():
         monkeypatch.setenv(f"NNUNET_EXT_{name}", value)
 
+    from nnunet_ext.trainers.shared import _why_unreadable
+
     def make(trainer_class, plans="nnUNetPlansSegMambaTiny", folder=preprocessed, configuration="3d_fullres", fold=0):
         import torch
 
@@ -27,4 +31,8 @@ def make_trainer(preprocessed, tmp_path, monkeypatch):
         plans["continue_training"] = False
         return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
 
-    return make
+    yield make
+    # What a trainer saves loads for prediction without --trust.
+    for path in tmp_path.rglob("checkpoint_*.pth"):
+        if _why_unreadable(path) is None:
+            assert read_without_code(path)["network_weights"]

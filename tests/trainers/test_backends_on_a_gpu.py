@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext.doctor import probes
-from nnunet_ext.inference.predictor import Case, FolderPredictor
+from nnunet_ext.inference.predictor import FolderPredictor, PredictionCase
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -117,7 +117,7 @@ def test_training_validation_and_prediction(gpu, make_trainer, preprocessed, tmp
         else:
             image = next((preprocessed.parent.parent / "nnUNet_raw" / preprocessed.name / "imagesTs").iterdir())
             capsys.readouterr()
-            (done,) = predictor.predict_folder([Case("case", (image,), tmp_path / "case.nii.gz")])
+            (done,) = predictor.predict_folder([PredictionCase("case", (image,), tmp_path / "case.nii.gz")])
             assert done.failure is None
             assert capsys.readouterr().err.count("nnunet_ext: scan by triton, convolution by triton\n") == 1
         assert used(gpu) == set(TRITON.items()), predictor_class

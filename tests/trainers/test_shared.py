@@ -14,14 +14,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import nnunet_dataset
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
+from nnunet_ext.inference.model_folder import open_model_folder
 from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
 from nnunet_ext.trainers.shared import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
+
+PLANS = "nnUNetPlansSegMambaTiny"
 
 
 class SignalledTrainer(nnUNetTrainerSegMamba):
@@ -295,3 +299,19 @@ def test_validation_writes_what_nnunet_would(make_trainer):
     fast, fast_dice, _ = written()
     assert all((fast[name] != label_map).mean() < 1e-3 for name, label_map in theirs.items()), "more than ties"
     assert fast_dice == pytest.approx(dice, abs=1e-3)
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainer, nnUNetTrainerSegMamba])
+def test_what_was_trained_opens_without_trust(make_trainer, trainer_class):
+    trainer = make_trainer(trainer_class, plans="nnUNetPlans" if trainer_class is nnUNetTrainer else PLANS)
+    trainer.num_epochs = trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 1
+    trainer.run_training()
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    folder = Path(trainer.output_folder).parent
+    for name in ("plans", "dataset"):  # copied by nnU-Net's command, not by its trainer
+        content = trainer.plans_manager.plans if name == "plans" else trainer.dataset_json
+        write_json(folder / f"{name}.json", content)
+    open_model_folder(predictor, folder, ["0"])
+    assert predictor.trainer_name == trainer_class.__name__
+    for key, value in trainer.network.state_dict().items():
+        assert torch.equal(predictor.network.state_dict()[key], value), key

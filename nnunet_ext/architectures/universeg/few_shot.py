@@ -109,9 +109,10 @@ class FewShotNetwork(nn.Module):
             content = torch.load(path, map_location=self.window.device, weights_only=True)
         except FileNotFoundError:
             raise TrainingError(f"NNUNET_EXT_SUPPORT={path} does not exist; make it with nnunet_ext support") from None
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise TrainingError(f"NNUNET_EXT_SUPPORT={path} is no support file ({reason})") from None
+        except Exception:  # torch's reader raises anything, and advises to read the file unsafely
+            raise TrainingError(
+                f"NNUNET_EXT_SUPPORT={path} is no support file, or damaged; make it with nnunet_ext support"
+            ) from None
         images, masks = self.support_images, self.support_masks
         if not isinstance(content, Mapping) or set(content) != set(BUFFERS):
             raise TrainingError(f"NNUNET_EXT_SUPPORT={path} is no support file; make it with nnunet_ext support")

@@ -1,0 +1,154 @@
+"""Open the folder nnU-Net's training leaves: files checked, checkpoints read without running code, network built."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_ext.checkpoints.load import read_trusted, read_without_code
+from nnunet_ext.discovery import lookup
+from nnunet_ext.errors import UserError, reason_of
+from nnunet_ext.inference.model_files import read_dataset_json, read_plans
+from nnunet_ext.json_object import is_text, shown
+
+_OTHERWISE = "if you trust whoever made it, add --trust, which loads it as nnU-Net does and runs what it holds"
+
+
+def open_model_folder(
+    predictor: nnUNetPredictor,
+    folder: Path,
+    folds: Sequence[str | int] | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    *,
+    trust: bool = False,
+) -> None:
+    """Initialise a predictor with a trained model, as its own `initialize_from_trained_model_folder` does.
+
+    Args:
+        predictor: nnU-Net's or a subclass.
+        folder: holds plans.json, dataset.json and the folders of the folds.
+        folds: numbers or "all", whose predictions are averaged; None takes the first there is.
+        checkpoint: name of the file in the folder of each fold.
+        trust: read checkpoints as nnU-Net does, which runs whatever they hold.
+
+    Raises:
+        UserError: a file is missing or damaged, a checkpoint holds more than tensors and plain values, or the files do
+            not go together.
+    """
+    lookup.enable()
+    dataset = read_dataset_json(folder)
+    paths = _checkpoints(folder, folds, checkpoint)
+    contents = [_read(path, trust) for path in paths]
+    first, name = contents[0], contents[0]["init_args"]["configuration"]
+    manager, settings = read_plans(folder, name, dataset)
+    axes = first.get("inference_allowed_mirroring_axes")
+    if axes is not None and not all(axis in range(len(settings.patch_size)) for axis in axes):
+        raise UserError(f"{paths[0]} allows mirroring along the axes {shown(list(axes))}, which {name} does not have")
+    weights = [content["network_weights"] for content in contents]
+    network = _build(folder, first["trainer_name"], manager, settings, dataset, weights[0])
+    # The first fold's last, because they stay.
+    for path, parameters in reversed(list(zip(paths, weights, strict=True))):
+        try:
+            network.load_state_dict(parameters)
+        except Exception as error:  # networks load in ways of their own
+            raise UserError(f"{path} does not fit {folder / 'plans.json'} ({reason_of(error)[:300]})") from None
+    predictor.manual_initialization(network, manager, settings, weights, dataset, first["trainer_name"], axes)
+
+
+def _checkpoints(folder: Path, folds: Sequence[str | int] | None, checkpoint: str) -> list[Path]:
+    there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+    for fold in folds or there[:1] or ["*"]:
+        if str(fold) not in there:
+            found = " ".join(there) or "none"
+            raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}; folds with {checkpoint}: {found}")
+    return [folder / f"fold_{fold}" / checkpoint for fold in folds or there[:1]]
+
+
+def _read(path: Path, trust: bool) -> Mapping[str, Any]:
+    """A checkpoint with the entries that prediction uses, of the types nnU-Net gives them."""
+    content = read_trusted(path) if trust else read_without_code(path, _OTHERWISE)
+
+    def wrong(what: str) -> UserError:
+        return UserError(f"{path} is no checkpoint of nnU-Net: {what}; restore it or train again")
+
+    if not isinstance(content, Mapping):
+        raise wrong(f"it holds {shown(content)}")
+    arguments, weights = content.get("init_args"), content.get("network_weights")
+    if not is_text(content.get("trainer_name")):
+        raise wrong("trainer_name is no text")
+    if not isinstance(arguments, Mapping) or not is_text(arguments.get("configuration")):
+        raise wrong("init_args names no configuration")
+    if not isinstance(weights, Mapping) or not weights or not all(isinstance(key, str) for key in weights):
+        raise wrong("network_weights holds no parameters by name")
+    axes = content.get("inference_allowed_mirroring_axes")
+    if axes is not None and not (isinstance(axes, (tuple, list)) and all(type(axis) is int for axis in axes)):
+        raise wrong("inference_allowed_mirroring_axes is no list of axes")
+    return content
+
+
+def _build(
+    folder: Path,
+    trainer_name: str,
+    manager: PlansManager,
+    settings: ConfigurationManager,
+    dataset: dict[str, Any],
+    weights: Mapping[str, Any],
+) -> nn.Module:
+    """The network the plans describe, not larger than its weights."""
+    plans = folder / "plans.json"
+    try:
+        trainer = recursive_find_trainer_class_by_name(trainer_name)
+    except Exception as error:  # the modules of plug-ins are imported on the way
+        raise UserError(f"the trainer {trainer_name} of {folder} is not installed ({reason_of(error)})") from None
+
+    inputs = determine_num_input_channels(manager, settings, dataset)
+    outputs = manager.get_label_manager(dataset).num_segmentation_heads
+
+    def build() -> Any:
+        named = pydoc.locate(settings.network_arch_class_name)
+        if named is not None and not (isinstance(named, type) and issubclass(named, nn.Module)):
+            raise UserError(f"{settings.network_arch_class_name} is no network")
+        return _network_builder(trainer, manager, settings)(inputs, outputs, enable_deep_supervision=False)
+
+    try:
+        with torch.device("meta"):
+            sketch = build()
+        wanted = sum(parameter.numel() for parameter in sketch.parameters())
+    except Exception:
+        sketch, wanted = None, 0  # not every network can be built without memory; if there is more to it, see below
+    stored = sum(value.numel() for value in weights.values() if isinstance(value, torch.Tensor))
+    if wanted > stored:
+        raise UserError(f"{plans} describes a network of {wanted} parameters; its checkpoint holds {stored}")
+    try:
+        if type(sketch).__module__.startswith("dynamic_network_architectures."):
+            # Made of torch's own layers, which all compute without memory and time.
+            sketch.eval()(torch.empty(1, inputs, *settings.patch_size, device="meta"))
+        network = build()
+    except Exception as error:  # classes that plans name raise what they like
+        raise UserError(f"{plans} describes a network that does not work ({reason_of(error)[:300]})") from None
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{plans}: {trainer_name} builds no network")
+    return network
+
+
+def _network_builder(trainer: Any, manager: PlansManager, settings: ConfigurationManager) -> Callable[..., nn.Module]:
+    """The trainer's `build_network_architecture` with all but channels given, in the form it has or had before 2.7."""
+    build = trainer.build_network_architecture
+    if "plans_manager" in inspect.signature(build).parameters:
+        return lambda *channels, **more: build(manager, settings, *channels, **more)
+    described = (
+        settings.network_arch_class_name,
+        settings.network_arch_init_kwargs,
+        settings.network_arch_init_kwargs_req_import,
+    )
+    return lambda *channels, **more: build(*described, *channels, **more)
