@@ -52,7 +52,7 @@ def expected(trained, tmp_path_factory):
 
 def test_labels_and_geometry_are_nnunets(trained, expected, tmp_path):
     model, images = trained
-    assert predict(model, images, tmp_path) == 0
+    assert predict(model, images, tmp_path, "-npp", "2", "-nps", "1") == 0
     found = arrays(tmp_path)
     assert found.keys() == expected.keys() and len(found) == 3
     for name, labels in found.items():
