@@ -7,7 +7,6 @@ has written them, and no more memory is taken than a header declares.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import struct
@@ -26,6 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_path, gunzipped
+from nnunet_ext.machine import available_memory_bytes
 from nnunet_ext.quiet import quiet_libraries, quiet_nibabel
 
 # What nibabel raises at headers that make no sense.
@@ -319,24 +319,12 @@ def _collect(packed: bytes, declared: int, path: Path) -> bytearray:
 
 
 def _check_memory(size: int, path: Path) -> None:
-    free = _free_memory()
-    if size > free:
+    free = available_memory_bytes()
+    if free is not None and size > free:
         raise UserError(
             f"{path} declares {size / 2**30:.3g} GiB of voxels and {free / 2**30:.3g} GiB of memory are free; if it is "
             "not damaged, work where there is more memory"
         )
-
-
-def _free_memory() -> float:
-    """Bytes, of the machine and of the control group; infinite where neither says."""
-    free = math.inf
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-        free = 1024 * int(line.split()[1])
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
 
 
 # TIFF ------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,25 @@ def _quota(groups: Path = CONTROL_GROUPS, own: Path = Path("/proc/self/cgroup"))
     return min(limits, default=None)
 
 
+def available_memory_bytes() -> int | None:
+    """Memory new processes may take: the machine's, or the container's limit if that is less; None if nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, IndexError, ValueError):
+        return None
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            left = int(Path(limit).read_text(encoding="utf-8")) - int(Path(used).read_text(encoding="utf-8"))
+            available = min(available, max(0, left))
+        except (OSError, ValueError):  # no such control group, or no limit ("max")
+            pass
+    return available
+
+
 def peak_resident_bytes() -> int | None:
     """Most main memory this process has had so far; None where the system does not say."""
     try:

@@ -44,7 +44,9 @@ def names_in(text: str) -> set[str]:
 
 
 def is_there(name: str) -> bool:
-    if name in MADE or any(ROOT.glob(f"*/{name}")) or any(PACKAGE.rglob(name)):  # a file, such as nnunet_ext.pth
+    if (
+        name in MADE or any(ROOT.glob(f"*/{name}")) or any((ROOT / "nnunet_ext").rglob(name))
+    ):  # a file, such as nnunet_ext.pth
         return True
     try:
         pkgutil.resolve_name(name)

@@ -145,7 +145,7 @@ def test_more_than_the_machine_has_is_refused_before_it_is_taken(tmp_path, monke
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(nifti((100, 100, 100), bytes(2_000_000))))
     assert read_nifti(path).array.shape == (100, 100, 100)
-    monkeypatch.setattr(image_files, "_free_memory", lambda: 1e6)
+    monkeypatch.setattr(image_files, "available_memory_bytes", lambda: 10**6)
     with pytest.raises(UserError, match=r"declares 0.00186 GiB of voxels and 0.000931 GiB of memory are free"):
         read_nifti(path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.doctor.finding import Finding, Status
-from nnunet_ext.machine import available_cores
+from nnunet_ext.machine import available_cores, available_memory_bytes
 
 GIB = 1024**3
 
@@ -150,19 +150,6 @@ def memory(environment: dict[str, str]) -> list[Finding]:
 
 
 def available_memory_gib() -> float | None:
-    """Memory new processes may take, in GiB: the machine's, or the container's limit if that is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            left = int(Path(limit).read_text("utf-8")) - int(Path(used).read_text("utf-8"))
-            available = min(available, max(0, left))
-        except (OSError, ValueError):  # no such control group, or no limit ("max")
-            pass
-    return available / GIB
+    """Memory new processes may take, in GiB."""
+    available = available_memory_bytes()
+    return None if available is None else available / GIB

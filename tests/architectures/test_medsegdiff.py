@@ -33,7 +33,9 @@ def network(axes: int = 3, classes: int = 3, **arguments) -> MedSegDiffV2:
         "width": 8, "max_width": 16, "denoiser_width": 4, "embedding_dim": 8, "semantic_dim": 6, "semantic_blocks": 2,
         "filter_channels": 4, "semantic_patch": [2] + [1] * (axes - 1),
     }  # fmt: skip
-    model = MedSegDiffV2(2, classes, strides=strides, kernel_sizes=[[3] * axes] * 3, **{**sizes, **arguments})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MedSegDiffV2(2, classes, strides=strides, kernel_sizes=[[3] * axes] * 3, **{**sizes, **arguments})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -154,7 +154,7 @@ def test_commands_in_a_process_are_run_and_stopped(tmp_path):
 
 def test_no_line_needs_what_only_posix_has():
     """Also where no small path comes by: such names are used where their absence is provided for, nowhere else."""
-    provided_for = {("processes.py", "killpg"), ("trainers/shared.py", "link")}
+    provided_for = {("processes.py", "killpg"), ("trainers/checkpoint_files.py", "link")}
     root = Path(nnunet_ext.__file__).parent
     names = {*without_posix.OF_OS, *without_posix.OF_SIGNAL}
     used = set()

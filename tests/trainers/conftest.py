@@ -21,7 +21,7 @@ def make_trainer(preprocessed, tmp_path, monkeypatch):
     for name, value in {"EPOCHS": "2", "ITERATIONS": "2", "VAL_ITERATIONS": "1"}.items():
         monkeypatch.setenv(f"NNUNET_EXT_{name}", value)
 
-    from nnunet_ext.trainers.shared import _why_unreadable
+    from nnunet_ext.trainers.checkpoint_files import why_unreadable
 
     def make(trainer_class, plans="nnUNetPlansSegMambaTiny", folder=preprocessed, configuration="3d_fullres", fold=0):
         import torch
@@ -34,5 +34,5 @@ def make_trainer(preprocessed, tmp_path, monkeypatch):
     yield make
     # What a trainer saves loads for prediction without --trust.
     for path in tmp_path.rglob("checkpoint_*.pth"):
-        if _why_unreadable(path) is None:
+        if why_unreadable(path) is None:
             assert read_without_code(path)["network_weights"]
