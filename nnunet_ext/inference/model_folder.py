@@ -132,13 +132,27 @@ def _build(
     try:
         if type(sketch).__module__.startswith("dynamic_network_architectures."):
             # Made of torch's own layers, which all compute without memory and time.
-            sketch.eval()(torch.empty(1, inputs, *settings.patch_size, device="meta"))
+            _try_without_memory(sketch, (1, inputs, *settings.patch_size))
         network = build()
     except Exception as error:  # classes that plans name raise what they like
         raise UserError(f"{plans} describes a network that does not work ({reason_of(error)[:300]})") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{plans}: {trainer_name} builds no network")
     return network
+
+
+def _try_without_memory(sketch: nn.Module, shape: Sequence[int]) -> None:
+    """Run a network on the meta device, so that shapes that do not go together are found before an image is read.
+
+    Raises:
+        Exception: the network's own.
+    """
+    try:
+        sketch.eval()(torch.empty(*shape, device="meta"))
+    except RuntimeError as error:
+        # Seen now and then in torch 2.15 where one of its own tensors was on the CPU: that says nothing of the network.
+        if "not on the expected device meta" not in str(error):
+            raise
 
 
 def _network_builder(trainer: Any, manager: PlansManager, settings: ConfigurationManager) -> Callable[..., nn.Module]:
