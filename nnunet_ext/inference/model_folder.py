@@ -109,7 +109,9 @@ def _build(
     try:
         trainer = recursive_find_trainer_class_by_name(trainer_name)
     except Exception as error:  # the modules of plug-ins are imported on the way
-        raise UserError(f"the trainer {trainer_name} of {folder} is not installed ({reason_of(error)})") from None
+        raise UserError(
+            f"{folder} was trained by {shown(trainer_name)}, which is not installed here ({reason_of(error)[:300]})"
+        ) from None
 
     inputs = determine_num_input_channels(manager, settings, dataset)
     outputs = manager.get_label_manager(dataset).num_segmentation_heads

@@ -67,6 +67,7 @@ def test_sizes_and_memory(run):
     assert "nnUNetTrainerToy" in run(*plan, "--size", "tiny", "-o", "nnUNetPlansToyTiny").stderr
 
 
+@pytest.mark.slow
 def test_trains_and_predicts(run, tmp_path):
     """By the unmodified nnU-Net, its worker processes included."""
     plan = ("nnunet_ext", "plan", "-d", "990", "--model", "toy", "-c", "3d_fullres", "--size", "tiny")

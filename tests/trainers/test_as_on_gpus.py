@@ -6,6 +6,7 @@ import json
 import socket
 
 import numpy as np
+import pytest
 import torch
 from helpers import two_ranks
 
@@ -20,6 +21,7 @@ def batch() -> dict:
     }
 
 
+@pytest.mark.slow
 def test_half_precision_skips_the_step_that_overflows(make_trainer):
     trainer = make_trainer(nnUNetTrainerSegMamba)
     trainer.initialize()

@@ -146,6 +146,7 @@ def test_every_way_of_prediction_by_commands(planned, tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_slices(make_trainer, preprocessed):
     base = preprocessed.parent.parent
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
