@@ -7,7 +7,7 @@ allowed ends these with one line.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nnunet_ext.errors import TrainingError
 
@@ -19,7 +19,13 @@ VARIABLES = {
     "NNUNET_EXT_ITERATIONS": "training batches per epoch",
     "NNUNET_EXT_VAL_ITERATIONS": "validation batches per epoch",
     "NNUNET_EXT_PRECISION": "arithmetic of training: fp16, bf16 or fp32",
-    "NNUNET_EXT_LEARNING_RATE": "learning rate at the first epoch",
+    "NNUNET_EXT_OPTIMIZER": "optimiser of training: sgd or adamw",
+    "NNUNET_EXT_LEARNING_RATE": "highest learning rate",
+    "NNUNET_EXT_SCHEDULE": "how the learning rate falls: poly, cosine or constant",
+    "NNUNET_EXT_WARMUP_EPOCHS": "epochs over which the learning rate rises to the highest",
+    "NNUNET_EXT_WEIGHT_DECAY": "weight decay of the optimiser",
+    "NNUNET_EXT_GRADIENT_CLIP": "largest norm of the gradients",
+    "NNUNET_EXT_PATIENCE": "epochs without a better EMA Dice after which training ends",
     "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
     "NNUNET_EXT_SUPPORT": "prediction with UniverSeg: file whose support set replaces the checkpoint's",
     "NNUNET_EXT_SUPPORT_SIZE": "UniverSeg: support entries per slice, in training the most",
@@ -49,11 +55,17 @@ def whole_number(environment: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
-def share(environment: Mapping[str, str], name: str) -> float | None:
+def number(environment: Mapping[str, str], name: str, most: float = math.inf, *, zero: bool = False) -> float | None:
     """The value of an environment variable, None if it is not set.
 
+    Args:
+        environment: the variables.
+        name: of the variable.
+        most: the largest that is allowed.
+        zero: 0 is allowed.
+
     Raises:
-        TrainingError: it is no number above 0 and up to 1.
+        TrainingError: it is no finite number above 0 and up to `most`.
     """
     text = environment.get(name, "").strip()
     if not text:
@@ -62,6 +74,19 @@ def share(environment: Mapping[str, str], name: str) -> float | None:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value <= 1:
-        raise TrainingError(f"{name}={text!r} must be a number above 0 and up to 1, such as 8e-5")
+    if not (0 < value <= most or (zero and value == 0)) or math.isinf(value):
+        upper = "" if math.isinf(most) else f" and up to {most:g}"
+        raise TrainingError(f"{name}={text!r} must be a number {'from' if zero else 'above'} 0{upper}, such as 1e-4")
     return value
+
+
+def choice(environment: Mapping[str, str], name: str, allowed: Sequence[str]) -> str | None:
+    """The value of an environment variable, None if it is not set.
+
+    Raises:
+        TrainingError: it is none of those allowed.
+    """
+    text = environment.get(name, "").strip()
+    if text and text not in allowed:
+        raise TrainingError(f"{name}={text!r} must be one of {', '.join(allowed)}")
+    return text or None

@@ -15,7 +15,7 @@ from nnunet_ext.architectures.medsegdiff.sampled import Averaged, DirectControl,
 from nnunet_ext.plans.network import network_arguments
 from nnunet_ext.steps.medsegdiff import Batch, diffused_mask, published_step, step
 from nnunet_ext.trainers import run_record
-from nnunet_ext.trainers.optimiser import adamw_with_poly
+from nnunet_ext.trainers.recipe import ADAMW
 from nnunet_ext.trainers.shared import SharedTrainer
 
 # The paper's weight of cross-entropy beside Dice.
@@ -36,12 +36,9 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
     """The condition model of MedSegDiff-V2 without diffusion: the control it is measured against.
 
     All three share AdamW and a running mean of the weights, which predicts.
-
-    Attributes:
-        learning_rate: at the first epoch, unless NNUNET_EXT_LEARNING_RATE sets it.
     """
 
-    learning_rate = 3e-4
+    recipe = ADAMW
 
     def __init__(
         self,
@@ -53,8 +50,6 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.initial_lr = self.settings.learning_rate or self.learning_rate
-        self.weight_decay = 1e-2
 
     @staticmethod
     def build_network_architecture(
@@ -66,12 +61,6 @@ class nnUNetTrainerMedSegDiffV2Direct(SharedTrainer):
     ) -> nn.Module:
         arguments = network_arguments("medsegdiff", configuration_manager)
         return DirectControl(num_input_channels, num_output_channels, **arguments)
-
-    def configure_optimizers(self):
-        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs)
-
-    def step(self, loss: Tensor, batch: dict, max_norm: float = 1.0) -> None:
-        super().step(loss, batch, max_norm)
 
     def after_update(self) -> None:
         network = self.bare_network()
@@ -145,7 +134,7 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
     are visited here. Expect a prediction to take hundreds of times as long as that of the default.
     """
 
-    learning_rate = 1e-4
+    recipe = replace(ADAMW, learning_rate=1e-4, schedule="constant")
 
     @staticmethod
     def build_network_architecture(
@@ -156,9 +145,6 @@ class nnUNetTrainerMedSegDiffV2Paper(nnUNetTrainerMedSegDiffV2):
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
         return _build(plans_manager, configuration_manager, num_input_channels, num_output_channels, True)
-
-    def configure_optimizers(self):
-        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs, exponent=0)
 
     def initialize(self) -> None:
         super().initialize()

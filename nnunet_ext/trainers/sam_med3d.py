@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from nnunet_ext.files import write_json
 from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.steps.sam_med3d import Batch, choose_objects, step
 from nnunet_ext.trainers.interrupts import ends_in_one_line
-from nnunet_ext.trainers.optimiser import adamw_with_poly
+from nnunet_ext.trainers.recipe import ADAMW
 from nnunet_ext.trainers.shared import SharedTrainer
 
 
@@ -39,6 +40,8 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
     NNUNET_EXT_LEARNING_RATE sets it.
     """
 
+    recipe = replace(ADAMW, weight_decay=0.1)
+
     def __init__(
         self,
         plans: dict,
@@ -50,8 +53,6 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         check_configuration("sam_med3d", PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.initial_lr = self.settings.learning_rate or 3e-4
-        self.weight_decay = 0.1
         # Clicks need an object in the patch more often than nnU-Net's third of the samples.
         self.oversample_foreground_percent = 0.67
 
@@ -65,9 +66,6 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
     ) -> nn.Module:
         arguments = network_arguments("sam_med3d", configuration_manager)
         return PromptableSAMMed3D(num_input_channels, num_output_channels, **arguments)
-
-    def configure_optimizers(self):
-        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -83,7 +81,7 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             loss = step(self.network, Batch(data, target, *chosen, interaction), self.loss)
-        self.step(loss, batch, max_norm=1.0)
+        self.step(loss, batch)
         return {"loss": loss.detach().float().cpu().numpy()}
 
     @ends_in_one_line

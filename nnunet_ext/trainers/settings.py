@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
-from nnunet_ext.environment import share, whole_number
+from nnunet_ext.environment import choice, number, whole_number
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.trainers.recipe import ADAMW, OPTIMIZERS, SCHEDULES, Recipe
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -26,7 +27,13 @@ class TrainingSettings:
         val_iterations: NNUNET_EXT_VAL_ITERATIONS, validation batches per epoch.
         precision: NNUNET_EXT_PRECISION, one of `PRECISIONS`.
         checkpoint_every: NNUNET_EXT_CHECKPOINT_EVERY, epochs between two writes of checkpoint_latest.
-        learning_rate: NNUNET_EXT_LEARNING_RATE, at the first epoch.
+        patience: NNUNET_EXT_PATIENCE, epochs without a better EMA Dice after which training ends.
+        optimizer: NNUNET_EXT_OPTIMIZER; this and the next five are those of `Recipe`.
+        learning_rate: NNUNET_EXT_LEARNING_RATE.
+        weight_decay: NNUNET_EXT_WEIGHT_DECAY.
+        schedule: NNUNET_EXT_SCHEDULE.
+        warmup_epochs: NNUNET_EXT_WARMUP_EPOCHS.
+        gradient_clip: NNUNET_EXT_GRADIENT_CLIP.
     """
 
     epochs: int | None = None
@@ -34,7 +41,13 @@ class TrainingSettings:
     val_iterations: int | None = None
     precision: str | None = None
     checkpoint_every: int | None = None
+    patience: int | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    warmup_epochs: int | None = None
+    gradient_clip: float | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> TrainingSettings:
@@ -47,10 +60,32 @@ class TrainingSettings:
             epochs=whole_number(environment, "NNUNET_EXT_EPOCHS"),
             iterations=whole_number(environment, "NNUNET_EXT_ITERATIONS"),
             val_iterations=whole_number(environment, "NNUNET_EXT_VAL_ITERATIONS"),
-            precision=_precision(environment),
+            precision=choice(environment, "NNUNET_EXT_PRECISION", PRECISIONS),
             checkpoint_every=whole_number(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
-            learning_rate=share(environment, "NNUNET_EXT_LEARNING_RATE"),
+            patience=whole_number(environment, "NNUNET_EXT_PATIENCE"),
+            optimizer=choice(environment, "NNUNET_EXT_OPTIMIZER", OPTIMIZERS),
+            learning_rate=number(environment, "NNUNET_EXT_LEARNING_RATE", 1),
+            weight_decay=number(environment, "NNUNET_EXT_WEIGHT_DECAY", 1, zero=True),
+            schedule=choice(environment, "NNUNET_EXT_SCHEDULE", SCHEDULES),
+            warmup_epochs=whole_number(environment, "NNUNET_EXT_WARMUP_EPOCHS"),
+            gradient_clip=number(environment, "NNUNET_EXT_GRADIENT_CLIP"),
         )
+
+    def recipe(self, own: Recipe) -> Recipe:
+        """A trainer's own recipe with what the environment changes.
+
+        With another optimiser the rest is that optimiser's usual recipe: a learning rate of SGD's would not train
+        with AdamW.
+        """
+        if self.optimizer and self.optimizer != own.optimizer:
+            own = ADAMW if self.optimizer == "adamw" else Recipe()
+        asked = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        return replace(own, **{name: value for name, value in asked.items() if value is not None})
+
+    @property
+    def changes_recipe(self) -> list[str]:
+        """Names of the parts of a recipe that the environment asks for."""
+        return [field.name for field in fields(Recipe) if getattr(self, field.name) is not None]
 
 
 def default_precision(device_type: str) -> str:
@@ -67,10 +102,3 @@ def check_precision(precision: str, device_type: str) -> str:
     if precision == "fp16" and device_type != "cuda":
         raise TrainingError(f"NNUNET_EXT_PRECISION='fp16' needs a CUDA device, not {device_type}; use bf16 or fp32")
     return precision
-
-
-def _precision(environment: Mapping[str, str]) -> str | None:
-    text = environment.get("NNUNET_EXT_PRECISION", "").strip()
-    if text and text not in PRECISIONS:
-        raise TrainingError(f"NNUNET_EXT_PRECISION={text!r} must be one of {', '.join(PRECISIONS)}")
-    return text or None

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.paths import nnUNet_results
@@ -31,6 +33,7 @@ from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
+from nnunet_ext.trainers.recipe import Recipe, optimizer_and_schedule, optimizer_in
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 from nnunet_ext.trainers.signals import handlers
 
@@ -39,6 +42,10 @@ EXIT_RESUBMIT = 85
 LATEST, PREVIOUS, BEST = "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
 # Without NNUNET_EXT_CHECKPOINT_EVERY, checkpoint_latest is written after the first epoch end this long after the last.
 CHECKPOINT_SECONDS = 600
+
+
+class _PatienceEnds(Exception):
+    """Leaves nnU-Net's loop over the epochs."""
 
 
 class SharedTrainer(nnUNetTrainer):
@@ -59,6 +66,10 @@ class SharedTrainer(nnUNetTrainer):
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     initial_lr: float
+    weight_decay: float
+
+    # How weights are updated: nnU-Net's recipe, unless a trainer's paper has another.
+    recipe = Recipe()
 
     # Networks with a custom kernel or a Python loop inside gain nothing from torch.compile and may break it.
     compiles = False
@@ -82,12 +93,27 @@ class SharedTrainer(nnUNetTrainer):
         self.num_epochs = settings.epochs or self.num_epochs
         self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
-        self.initial_lr = settings.learning_rate or self.initial_lr
+        self.use_recipe(self.recipe)
         self._last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
         self._backends: dict[str, str] = {}
         self.other_datasets: list[str] = []  # names of data sets that training draws from besides its own
+
+    def use_recipe(self, own: Recipe) -> None:
+        """Update the weights by this recipe and what the environment changes of it.
+
+        Raises:
+            TrainingError: the warm-up takes the whole training.
+        """
+        self.recipe = self.settings.recipe(own)
+        # nnU-Net's names for them; a subclass may set these, as one of nnU-Net's trainer does.
+        self.initial_lr, self.weight_decay = self.recipe.learning_rate, self.recipe.weight_decay
+        if self.recipe.warmup_epochs >= self.num_epochs:
+            raise TrainingError(
+                f"NNUNET_EXT_WARMUP_EPOCHS={self.recipe.warmup_epochs} must be fewer than the {self.num_epochs} epochs "
+                "of training"
+            )
 
     # Network ---------------------------------------------------------------------------------------------------
 
@@ -97,6 +123,7 @@ class SharedTrainer(nnUNetTrainer):
             # nnU-Net takes every core of the node; a job owns only its allocation.
             asked = os.environ.get("OMP_NUM_THREADS", "")
             torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
+        self._check_recipe()
         super().initialize()
         # Before anything runs: what works here is said at once and once, and a wish that cannot be met costs nothing.
         try:
@@ -107,6 +134,24 @@ class SharedTrainer(nnUNetTrainer):
             self.print_to_log_file(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in self._backends.items())}")
         if self.local_rank == 0:
             self._add_tensorboard()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        recipe = replace(self.recipe, learning_rate=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer_and_schedule(self.network, recipe, self.num_epochs)
+
+    def _updates(self) -> dict[str, Any]:
+        """What updates the weights, for log and run.json."""
+        if type(self).configure_optimizers is SharedTrainer.configure_optimizers:
+            return asdict(replace(self.recipe, learning_rate=self.initial_lr, weight_decay=self.weight_decay))
+        # A subclass's own, of which nothing more is known.
+        return {"optimizer": type(self.optimizer).__name__, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _check_recipe(self) -> None:
+        """An optimiser of a subclass's own takes nothing from the environment, which must not ask in vain."""
+        asked = self.settings.changes_recipe
+        if asked and type(self).configure_optimizers is not SharedTrainer.configure_optimizers:
+            names = ", ".join(f"NNUNET_EXT_{name.upper()}" for name in asked)
+            self.fail(f"{type(self).__name__} has its own configure_optimizers, which does not know {names}; unset it")
 
     def bare_network(self) -> nn.Module:
         """The network without the wrappers of distributed training and torch.compile."""
@@ -143,8 +188,9 @@ class SharedTrainer(nnUNetTrainer):
         self.step(loss, batch)
         return {"loss": loss.detach().float().cpu().numpy()}
 
-    def step(self, loss: torch.Tensor, batch: dict, max_norm: float = 12.0) -> None:
-        """Check the loss, run backward, clip the gradients as nnU-Net does, and update the weights."""
+    def step(self, loss: torch.Tensor, batch: dict) -> None:
+        """Check the loss, run backward, clip the gradients, and update the weights."""
+        max_norm = self.recipe.gradient_clip
         self.fail_together(None if torch.isfinite(loss) else self._about_loss(loss.item(), batch))
         if self.grad_scaler is None:
             loss.backward()
@@ -230,22 +276,40 @@ class SharedTrainer(nnUNetTrainer):
         path = Path(filename_or_checkpoint)
         problem = why_unreadable(path)
         if problem is None:
-            super().load_checkpoint(str(path))
+            self._continue_from(path)
             return
         earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []
         for candidate in earlier:
             if why_unreadable(candidate) is None:
                 self.print_to_log_file(f"WARNING: {path} is damaged ({problem}); continuing from {candidate.name}")
-                super().load_checkpoint(str(candidate))
+                self._continue_from(candidate)
                 return
         self.fail(f"{path} is damaged ({problem}) and there is no earlier checkpoint; delete it and train again")
+
+    def _continue_from(self, path: Path) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        wanted = optimizer_in(self.optimizer.state_dict())
+        written = optimizer_in(torch.load(path, map_location="cpu", weights_only=False, mmap=True)["optimizer_state"])
+        if written != wanted:
+            self.fail(
+                f"{path} was trained with {written}, not {wanted}; set NNUNET_EXT_OPTIMIZER={written} to continue"
+            )
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        super().load_checkpoint(str(path))
+        # The checkpoint's would win otherwise; the schedule sets the learning rate anew at every epoch.
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
     # Epochs ----------------------------------------------------------------------------------------------------
 
     @ends_in_one_line
     def run_training(self) -> None:
         with handlers(self._on_signal):
-            super().run_training()
+            try:
+                super().run_training()
+            except _PatienceEnds:
+                self.on_train_end()
 
     @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -258,6 +322,17 @@ class SharedTrainer(nnUNetTrainer):
             validate_fold(self, save_probabilities)
         if self.local_rank == 0:
             run_record.add_validation(self.output_folder, time.monotonic() - begin, len(self.do_split()[1]))
+
+    def on_epoch_start(self) -> None:
+        # Here, not at an epoch's end: a finished training that is continued ends at once.
+        waited = epochs_without_progress(self.logger.get_value("ema_fg_dice", step=None))
+        if self.settings.patience and waited >= self.settings.patience:
+            why = f"the EMA Dice has not risen for {waited} epochs (NNUNET_EXT_PATIENCE={self.settings.patience})"
+            self.print_to_log_file(f"nnunet_ext: training ends after epoch {self.current_epoch - 1}: {why}")
+            self._record["ended_early"] = why
+            self._write_record()
+            raise _PatienceEnds
+        super().on_epoch_start()
 
     def before_case(self, name: str) -> None:
         """Called before each case of the final validation is predicted."""
@@ -273,6 +348,8 @@ class SharedTrainer(nnUNetTrainer):
             f"nnunet_ext: {self.num_epochs} epochs x {self.num_iterations_per_epoch} iterations, "
             f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}"
         )
+        updates = self._updates()
+        self.print_to_log_file(f"nnunet_ext: {', '.join(f'{name} {value}' for name, value in updates.items())}")
         parameters = count_parameters(self.bare_network())
         self._record = {
             "trainer": type(self).__name__,
@@ -281,6 +358,7 @@ class SharedTrainer(nnUNetTrainer):
             "fold": self.fold,
             "settings": {
                 **asdict(self.settings),
+                **updates,
                 "epochs": self.num_epochs,
                 "iterations": self.num_iterations_per_epoch,
                 "val_iterations": self.num_val_iterations_per_epoch,
@@ -388,6 +466,13 @@ class SharedTrainer(nnUNetTrainer):
         except ImportError:
             return  # the extra is not installed
         self.logger.loggers.append(logger)
+
+
+def epochs_without_progress(ema_dice: Sequence[float]) -> int:
+    """How many epochs ago the highest of these values was reached; 0 before the first epoch."""
+    if not len(ema_dice):
+        return 0
+    return len(ema_dice) - 1 - int(np.argmax(np.nan_to_num(ema_dice, nan=-np.inf)))
 
 
 def _check_writable(folder: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -29,12 +29,14 @@ from nnunet_ext.support.augment import GENTLE, Chances
 from nnunet_ext.support.episodes import Batch, Episodes, Mixture
 from nnunet_ext.support.pool import Pool, largest_side, nnunet_dataset, read_pool, tasks_of
 from nnunet_ext.trainers.interrupts import ends_in_one_line
+from nnunet_ext.trainers.recipe import Recipe
 from nnunet_ext.trainers.shared import SharedTrainer
 
 # Slices of the training cases that go into the checkpoint, per label with and again without it.
 _STORED_PER_TASK = 64
 # Slices on which Dice against support size is measured.
 _CURVE_SLICES = 128
+PUBLISHED_WIDTHS = (64, 64, 64, 64)
 
 
 class nnUNetTrainerUniverSeg(SharedTrainer):
@@ -48,6 +50,8 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
     """
 
     dataset_class: Any
+    # A narrow network takes ten times this learning rate.
+    recipe = Recipe("adamw", learning_rate=1e-4, weight_decay=0.0, gradient_clip=5.0)
 
     def __init__(
         self,
@@ -63,6 +67,9 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
         plans = _with_whole_slices(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
+        blocks = network_arguments("universeg", self.configuration_manager).get("encoder_blocks", PUBLISHED_WIDTHS)
+        if max(map(np.max, blocks)) < max(PUBLISHED_WIDTHS):
+            self.use_recipe(replace(type(self).recipe, learning_rate=1e-3))
         self.support_size = whole_number(os.environ, "NNUNET_EXT_SUPPORT_SIZE") or SUPPORT_SIZE
         self.tasks = tasks_of(self.label_manager.has_regions, dataset_json)
         self._pools: tuple[Pool, Pool] | None = None
@@ -78,15 +85,6 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
     ) -> nn.Module:
         arguments = network_arguments("universeg", configuration_manager)
         return FewShotNetwork(num_input_channels, num_output_channels, **arguments)
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Adam at 1e-4 for the published width, 1e-3 for narrow networks, with nnU-Net's polynomial decay."""
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        widest = max(parameter.shape[0] for parameter in trained)
-        self.initial_lr = self.settings.learning_rate or (1e-4 if widest >= 64 else 1e-3)
-        self.weight_decay = 0.0
-        optimizer = torch.optim.Adam(trained, self.initial_lr)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> Any:
         return episode_loss
@@ -209,7 +207,7 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             loss = step(self.network, batch, self.loss)
-        self.step(loss, {"keys": batch.keys}, max_norm=5.0)
+        self.step(loss, {"keys": batch.keys})
         return {"loss": loss.detach().cpu().numpy()}
 
     def validation_step(self, batch: Batch) -> dict:  # type: ignore[override]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from nnunet_ext import models
 from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.memory import StepMemory, fits_gpu, on_gpu, training_step_memory
 from nnunet_ext.plans.network import arguments_for_patch
+from nnunet_ext.trainers.recipe import optimizer_and_schedule
 
 FLOAT = 4
 IMAGE, OUTPUT = 4 * 2 * 8 * 8 * FLOAT, 4 * 3 * 8 * 8 * FLOAT  # a batch of four with two channels, and with three
@@ -102,9 +102,7 @@ def test_larger_patches_and_batches_need_more():
 def test_optimisers_keep_what_is_counted(model):
     trainer = models.load(f"{model.trainers[0].module}:{model.trainers[0].name}")
     network = nn.Conv2d(2, 3, 3)
-    settings = SimpleNamespace(learning_rate=None)
-    stand_in = SimpleNamespace(network=network, initial_lr=0.1, weight_decay=0.1, num_epochs=2, settings=settings)
-    optimizer, _ = trainer.configure_optimizers(stand_in)
+    optimizer, _ = optimizer_and_schedule(network, trainer.recipe, epochs=2)
     network(torch.zeros(1, 2, 4, 4)).sum().backward()
     optimizer.step()
     kept = [t for t in optimizer.state[network.weight].values() if t.numel() == network.weight.numel()]
