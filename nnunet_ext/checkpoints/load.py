@@ -83,6 +83,15 @@ def load_strict(model: nn.Module, state_dict: Mapping[str, Tensor], shown: int =
     model.load_state_dict(state_dict)
 
 
+def for_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A convolution's kernel (outputs, channels, *size) for another number of input channels.
+
+    Each becomes the mean of the old ones, scaled so that all together sum to what they did: one scan given as every
+    channel is what it was.
+    """
+    return kernel.mean(1, keepdim=True).expand(-1, channels, *kernel.shape[2:]) * (kernel.shape[1] / channels)
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the weights in a `.pth`, `.pt` or `.model` file without executing anything in it.
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
-from nnunet_ext.checkpoints.load import Transfer, load_strict
+from nnunet_ext.checkpoints.load import Transfer, for_channels, load_strict
 
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 
@@ -73,8 +73,8 @@ def transfer(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Transfer:
     assert isinstance(network, SAMMed3D)
     own, weights, resized = network.state_dict(), dict(state_dict), []
     kernel, wanted = weights.get(_PATCH_EMBEDDING), own[_PATCH_EMBEDDING]
-    if kernel is not None and kernel.shape[1] == 1 != wanted.shape[1]:
-        weights[_PATCH_EMBEDDING] = kernel.expand_as(wanted) / wanted.shape[1]
+    if kernel is not None and kernel.dim() == wanted.dim() and kernel.shape[1] != wanted.shape[1]:
+        weights[_PATCH_EMBEDDING] = for_channels(kernel, wanted.shape[1])
         resized.append("sam." + _PATCH_EMBEDDING)
     load_strict(network, weights)
     copied = tuple(name for name in (f"sam.{key}" for key in own) if name not in resized)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnunet_ext.architectures.unetrpp import UNETRPP
 from nnunet_ext.architectures.unetrpp.geometry import Geometry, fit_geometry, given_geometry
-from nnunet_ext.checkpoints.load import Transfer, load_strict
+from nnunet_ext.checkpoints.load import Transfer, for_channels, load_strict
 
 # Where the tokens of a module lie: start of its name -> stage.
 _STAGES = {
@@ -71,7 +71,7 @@ def transfer(
 
     Positions, projections and the kernels whose stride changes are interpolated linearly; projections are scaled so
     that a constant volume keeps its sum, which makes a starting point, not an equivalent network. Heads of another
-    class count and first convolutions of another channel count stay as initialised.
+    class count stay as initialised; first convolutions of another channel count are averaged.
 
     Args:
         model: the network to fill, in place.
@@ -93,11 +93,13 @@ def transfer(
         value = state_dict.get(key)
         if value is None or value.shape == wanted.shape:
             continue
-        if key.startswith(_HEADS) or (key in _IMAGE_CONVOLUTIONS and value.shape[1] != wanted.shape[1]):
+        if key.startswith(_HEADS):
             filled[key] = wanted
             initial.append(key)
             continue
-        new = _resize(key, value, wanted, source, model.geometry)
+        if key in _IMAGE_CONVOLUTIONS:
+            value = for_channels(value, wanted.shape[1])
+        new = value if value.shape == wanted.shape else _resize(key, value, wanted, source, model.geometry)
         if new is not None and new.shape == wanted.shape:
             filled[key] = new
             resized.append(key)

@@ -1,9 +1,16 @@
-"""Start training from published weights of another patch size, class count or channel count.
+"""Start training from weights that were trained on other data: published ones, or a finished training's.
 
 Reads the weights (nothing in the file is executed), fits them to the network that the plans of your data set describe,
-and writes a file for `nnUNetv2_train -pretrained_weights`. What is copied, resized or left as initialised is printed.
+and writes a file for `nnUNetv2_train -pretrained_weights`. What is copied, adapted or left as initialised is printed.
+
+A checkpoint of any trainer, nnU-Net's own included, says itself what it is: other channels, classes and patches are
+adapted. Its architecture must be that of your plans; --write-plans writes plans that have it. Published weights need
+--model.
 
 examples:
+  nnunet_ext import-weights -i RESULTS/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres/fold_0/\
+checkpoint_final.pth -d 905 --write-plans nnUNetPlansFrom004 -o start.pth
+  nnUNetv2_train 905 3d_fullres 0 -p nnUNetPlansFrom004 -pretrained_weights start.pth
   nnunet_ext import-weights --model unetrpp -i model_final_checkpoint.model --weights-patch 64 128 128 -d 4 -o start.pth
   nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerUNETRPP -pretrained_weights start.pth
   nnunet_ext import-weights --model sam_med3d -i sam_med3d_turbo.pth -d 4 -p nnUNetSAMMed3DPlans -o start.pth
@@ -15,10 +22,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ext import models
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nnunet_ext.checkpoints.load import Transfer
 
 
 def _importable() -> dict[str, models.Model]:
@@ -26,77 +38,160 @@ def _importable() -> dict[str, models.Model]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, choices=_importable(), help="which network the weights are of")
-    parser.add_argument("-i", "--input", required=True, type=Path, metavar="FILE", help=".model, .pth or .pt")
+    parser.add_argument(
+        "-i", "--input", required=True, type=Path, metavar="FILE", help="checkpoint_final.pth, .model, .pth or .pt"
+    )
+    parser.add_argument("--model", choices=_importable(), help="published weights: which network they are of")
     parser.add_argument(
         "--weights-patch", nargs=3, type=int, metavar="N", help="unetrpp: patch the weights were trained on"
     )
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
-    parser.add_argument("-c", "--configuration", help="default: 3d_fullres, for universeg 2d")
+    parser.add_argument("-c", "--configuration", help="default: 3d_fullres, for universeg 2d, else the checkpoint's")
     parser.add_argument("-p", "--plans", default="nnUNetPlans", help="default: %(default)s")
+    parser.add_argument("-tr", "--trainer", help="that will go on; default: the checkpoint's")
+    parser.add_argument(
+        "--write-plans", metavar="NAME", help="write plans of this name: those of -p with the checkpoint's architecture"
+    )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--trust", action="store_true", help="load a checkpoint as nnU-Net does, which runs whatever code it holds"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model = _importable()[arguments.model]
-    assert model.weights is not None and model.weights.transfer is not None
-    if model.weights.belongs_to_patch != (arguments.weights_patch is not None):
-        need = [name for name, other in _importable().items() if other.weights and other.weights.belongs_to_patch]
-        print(
-            "nnunet_ext import-weights: --weights-patch goes with --model "
-            f"{' or '.join(need)}, which needs it; see --help",
-            file=sys.stderr,
-        )
-        return 2
-    arguments.configuration = arguments.configuration or ("3d_fullres" if 3 in model.axes else "2d")
-    from nnunet_ext.checkpoints import read_checkpoint
+    _check(arguments)
     from nnunet_ext.plans.write import preprocessed_folder
 
-    weights = read_checkpoint(arguments.input)
     folder = preprocessed_folder(arguments.dataset)
     if not (folder / f"{arguments.plans}.json").is_file():
         raise UserError(f"{folder / arguments.plans}.json does not exist; see -p")
-    import torch
+    network, report, trainer = (_published if arguments.model else _finished)(arguments, folder)
+    _write(arguments, network, report, trainer)
+    return 0
 
-    from nnunet_ext.files import atomic_path
 
-    network = _planned_network(model, folder, arguments.plans, arguments.configuration)
+def _check(arguments: argparse.Namespace) -> None:
+    model = _importable().get(arguments.model)
+    if model is None:
+        if arguments.weights_patch is not None:
+            raise UsageError("--weights-patch goes with --model; a checkpoint says itself what it was trained on")
+        return
+    assert model.weights is not None
+    for option, given in (
+        ("--write-plans", arguments.write_plans),
+        ("-tr", arguments.trainer),
+        ("--trust", arguments.trust or None),
+    ):
+        if given is not None:
+            raise UsageError(f"{option} goes with a checkpoint of a training, without --model")
+    if model.weights.belongs_to_patch != (arguments.weights_patch is not None):
+        need = [name for name, other in _importable().items() if other.weights and other.weights.belongs_to_patch]
+        raise UsageError(f"--weights-patch goes with --model {' or '.join(need)}, which needs it; see --help")
+
+
+def _published(arguments: argparse.Namespace, folder: Path) -> tuple[nn.Module, Transfer, str]:
+    """The network of the model's trainer, started from published weights."""
+    from nnunet_ext.checkpoints import read_checkpoint
+
+    model = _importable()[arguments.model]
+    assert model.weights is not None and model.weights.transfer is not None
+    weights = read_checkpoint(arguments.input)
+    arguments.configuration = arguments.configuration or ("3d_fullres" if 3 in model.axes else "2d")
+    trainer = model.trainers[0]
+    new = _NewData(folder, arguments, models.load(f"{trainer.module}:{trainer.name}"))
+    network = new.build(new.channels, new.outputs)
     options = {"patch_size": arguments.weights_patch} if model.weights.belongs_to_patch else {}
     try:
         report = models.load(model.weights.transfer)(network, weights, **options)
     except ValueError as error:
         raise UserError(f"{arguments.input}: {error}") from None
+    return network, report, trainer.name
+
+
+def _finished(arguments: argparse.Namespace, folder: Path) -> tuple[nn.Module, Transfer, str]:
+    """The network of a trainer, started from the checkpoint of a training on other data."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ext.checkpoints.fine_tuning import fit
+    from nnunet_ext.inference.model_folder import find_trainer, read_training_checkpoint
+    from nnunet_ext.plans.inherit import inherit_architecture
+
+    checkpoint = read_training_checkpoint(arguments.input, arguments.trust)
+    started = checkpoint["init_args"]
+    arguments.configuration = arguments.configuration or started["configuration"]
+    name = arguments.trainer or checkpoint["trainer_name"]
+    try:
+        trained = PlansManager(started["plans"]).get_configuration(started["configuration"])
+        trained_labels = dict(started["dataset_json"]["labels"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(
+            f"{arguments.input} does not say what it was trained on (init_args); name its network with --model"
+        ) from None
+    trainer = find_trainer(name, str(arguments.input))
+    if arguments.write_plans:
+        inherit_architecture(folder, arguments.plans, arguments.configuration, trained, arguments.write_plans)
+        arguments.plans = arguments.write_plans
+    new = _NewData(folder, arguments, trainer)
+    network, weights = new.build(new.channels, new.outputs), checkpoint["network_weights"]
+    row = next((row for row in models.rows() if row.network == trained.network_arch_class_name), None)
+    try:
+        if row and row.weights and row.weights.transfer and row.weights.belongs_to_patch:
+            known = trained.network_arch_init_kwargs
+            options = {"patch_size": trained.patch_size, "strides": known.get("strides")}
+            report = models.load(row.weights.transfer)(network, weights, **options)
+        else:
+            same = list(trained_labels.items()) == list(new.labels.items())
+            report = fit(network, weights, new.build, new.channels, new.outputs, same_labels=same)
+    except ValueError as error:
+        remedy = "" if arguments.write_plans else "; --write-plans NAME writes plans with the checkpoint's architecture"
+        raise UserError(f"{arguments.input}: {error}{remedy}") from None
+    return network, report, name
+
+
+class _NewData:
+    """The data set to train on, and the network its plans describe.
+
+    Raises:
+        UserError: the plans have no such configuration.
+    """
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace, trainer: Any):
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_ext.files import read_json
+        from nnunet_ext.plans.network import check_configuration, network_builder
+
+        manager = PlansManager(str(folder / f"{arguments.plans}.json"))
+        if arguments.configuration not in manager.available_configurations:
+            known = ", ".join(manager.available_configurations)
+            raise UserError(f"-c {arguments.configuration} is not in {arguments.plans}.json: {known}")
+        if arguments.model:
+            check_configuration(arguments.model, manager, arguments.configuration)
+        dataset_json = read_json(folder / "dataset.json")
+        settings = manager.get_configuration(arguments.configuration)
+        self.channels: int = determine_num_input_channels(manager, settings, dataset_json)
+        self.outputs: int = manager.get_label_manager(dataset_json).num_segmentation_heads
+        self.labels: dict[str, Any] = dataset_json["labels"]
+        self._build = network_builder(trainer, manager, settings)
+
+    def build(self, channels: int, outputs: int) -> nn.Module:
+        return self._build(channels, outputs, enable_deep_supervision=False)
+
+
+def _write(arguments: argparse.Namespace, network: nn.Module, report: Transfer, trainer: str) -> None:
+    import torch
+
+    from nnunet_ext.files import atomic_path
+
     with atomic_path(arguments.output) as temporary:
         torch.save({"network_weights": network.state_dict()}, temporary)
-    for word, names in (("resized", report.resized), ("left as initialised", report.initial)):
+    for word, names in (("adapted", report.resized), ("left as initialised", report.initial)):
         for name in names:
             print(f"{word}: {name}", file=sys.stderr)
     print(
-        f"{len(report.copied)} tensors copied, {len(report.resized)} resized, {len(report.initial)} left as "
+        f"{len(report.copied)} tensors copied, {len(report.resized)} adapted, {len(report.initial)} left as "
         f"initialised; wrote {arguments.output}\n\nnext: nnUNetv2_train {arguments.dataset} "
-        f"{arguments.configuration} 0 -p {arguments.plans} -tr {model.trainers[0].name} "
-        f"-pretrained_weights {arguments.output}",
+        f"{arguments.configuration} 0 -p {arguments.plans} -tr {trainer} -pretrained_weights {arguments.output}",
         file=sys.stderr,
     )
-    return 0
-
-
-def _planned_network(model: models.Model, folder: Path, plans: str, configuration: str) -> Any:
-    """The network the model's trainer would train on this data set."""
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_ext.files import read_json
-    from nnunet_ext.plans.network import check_configuration
-
-    manager = PlansManager(str(folder / f"{plans}.json"))
-    if configuration not in manager.available_configurations:
-        raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(manager.available_configurations)}")
-    check_configuration(model.name, manager, configuration)
-    dataset_json = read_json(folder / "dataset.json")
-    planned = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, planned, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    trainer = model.trainers[0]
-    build = models.load(f"{trainer.module}:{trainer.name}").build_network_architecture
-    return build(manager, planned, channels, heads, False)

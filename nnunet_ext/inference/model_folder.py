@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import pydoc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from nnunet_ext.discovery import lookup
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.inference.model_files import read_dataset_json, read_plans
 from nnunet_ext.json_object import is_text, shown
+from nnunet_ext.plans.network import network_builder
 
 _OTHERWISE = "if you trust whoever made it, add --trust, which loads it as nnU-Net does and runs what it holds"
 
@@ -48,7 +48,7 @@ def open_model_folder(
     lookup.enable()
     dataset = read_dataset_json(folder)
     paths = _checkpoints(folder, folds, checkpoint)
-    contents = [_read(path, trust) for path in paths]
+    contents = [read_training_checkpoint(path, trust) for path in paths]
     first, name = contents[0], contents[0]["init_args"]["configuration"]
     manager, settings = read_plans(folder, name, dataset)
     axes = first.get("inference_allowed_mirroring_axes")
@@ -74,8 +74,12 @@ def _checkpoints(folder: Path, folds: Sequence[str | int] | None, checkpoint: st
     return [folder / f"fold_{fold}" / checkpoint for fold in folds or there[:1]]
 
 
-def _read(path: Path, trust: bool) -> Mapping[str, Any]:
-    """A checkpoint with the entries that prediction uses, of the types nnU-Net gives them."""
+def read_training_checkpoint(path: Path, trust: bool = False) -> Mapping[str, Any]:
+    """A checkpoint of nnU-Net's training, with the entries that prediction uses of the types nnU-Net gives them.
+
+    Raises:
+        UserError: it is missing, damaged, something else, or holds more than tensors and plain values without `trust`.
+    """
     content = read_trusted(path) if trust else read_without_code(path, _OTHERWISE)
 
     def wrong(what: str) -> UserError:
@@ -96,6 +100,25 @@ def _read(path: Path, trust: bool) -> Mapping[str, Any]:
     return content
 
 
+def find_trainer(name: str, trained: str) -> Any:
+    """The class of a trainer, wherever nnU-Net finds it.
+
+    Args:
+        name: of the class.
+        trained: what it trained, for the message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    lookup.enable()
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except Exception as error:  # the modules of plug-ins are imported on the way
+        raise UserError(
+            f"{trained} was trained by {shown(name)}, which is not installed here ({reason_of(error)[:300]})"
+        ) from None
+
+
 def _build(
     folder: Path,
     trainer_name: str,
@@ -106,13 +129,7 @@ def _build(
 ) -> nn.Module:
     """The network the plans describe, not larger than its weights."""
     plans = folder / "plans.json"
-    try:
-        trainer = recursive_find_trainer_class_by_name(trainer_name)
-    except Exception as error:  # the modules of plug-ins are imported on the way
-        raise UserError(
-            f"{folder} was trained by {shown(trainer_name)}, which is not installed here ({reason_of(error)[:300]})"
-        ) from None
-
+    trainer = find_trainer(trainer_name, str(folder))
     inputs = determine_num_input_channels(manager, settings, dataset)
     outputs = manager.get_label_manager(dataset).num_segmentation_heads
 
@@ -120,7 +137,7 @@ def _build(
         named = pydoc.locate(settings.network_arch_class_name)
         if named is not None and not (isinstance(named, type) and issubclass(named, nn.Module)):
             raise UserError(f"{settings.network_arch_class_name} is no network")
-        return _network_builder(trainer, manager, settings)(inputs, outputs, enable_deep_supervision=False)
+        return network_builder(trainer, manager, settings)(inputs, outputs, enable_deep_supervision=False)
 
     try:
         with torch.device("meta"):
@@ -155,16 +172,3 @@ def _try_without_memory(sketch: nn.Module, shape: Sequence[int]) -> None:
         # Seen now and then in torch 2.15 where one of its own tensors was on the CPU: that says nothing of the network.
         if "not on the expected device meta" not in str(error):
             raise
-
-
-def _network_builder(trainer: Any, manager: PlansManager, settings: ConfigurationManager) -> Callable[..., nn.Module]:
-    """The trainer's `build_network_architecture` with all but channels given, in the form it has or had before 2.7."""
-    build = trainer.build_network_architecture
-    if "plans_manager" in inspect.signature(build).parameters:
-        return lambda *channels, **more: build(manager, settings, *channels, **more)
-    described = (
-        settings.network_arch_class_name,
-        settings.network_arch_init_kwargs,
-        settings.network_arch_init_kwargs_req_import,
-    )
-    return lambda *channels, **more: build(*described, *channels, **more)

@@ -6,6 +6,8 @@ takes from the configuration what depends on the patch.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -84,3 +86,16 @@ def check_configuration(name: str, plans_manager: PlansManager, configuration: s
 def count_parameters(network: nn.Module) -> int:
     """Parameters of a network; a mean of its weights that is kept beside them does not count again."""
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("average."))
+
+
+def network_builder(trainer: Any, manager: PlansManager, settings: ConfigurationManager) -> Callable[..., nn.Module]:
+    """The trainer's `build_network_architecture` with all but channels given, in the form it has or had before 2.7."""
+    build = trainer.build_network_architecture
+    if "plans_manager" in inspect.signature(build).parameters:
+        return lambda *channels, **more: build(manager, settings, *channels, **more)
+    described = (
+        settings.network_arch_class_name,
+        settings.network_arch_init_kwargs,
+        settings.network_arch_init_kwargs_req_import,
+    )
+    return lambda *channels, **more: build(*described, *channels, **more)
