@@ -18,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,13 +85,17 @@ def command(*words: str) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
-def preprocess(data: Path, work: Path) -> None:
+def preprocess(data: Path, work: Path, configurations: Sequence[str] = ("3d_fullres",)) -> None:
     raw = work / "raw" / DATASET
     if not raw.exists():
         raw.parent.mkdir(parents=True, exist_ok=True)
         raw.symlink_to(data.resolve(), target_is_directory=True)
-    if not (work / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres").is_dir():
-        command("nnUNetv2_plan_and_preprocess", "-d", "4", "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    folder = work / "preprocessed" / DATASET
+    if not (folder / "nnUNetPlans.json").is_file():
+        command("nnUNetv2_plan_and_preprocess", "-d", "4", "--no_pp", "-npfp", "1")
+    for configuration in configurations:
+        if not (folder / f"nnUNetPlans_{configuration}").is_dir():
+            command("nnUNetv2_preprocess", "-d", "4", "-c", configuration, "-np", "1")
 
 
 def plan(trainer: str, work: Path, batch_size: int) -> str:
