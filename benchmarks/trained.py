@@ -3,10 +3,11 @@
     python benchmarks/trained.py --data .../Dataset004_Hippocampus --work /scratch/trained [--only SegMamba]
 
 preprocesses once and trains one method after the other with nnU-Net's own command: the same folds and plan, in 3d with
-patch 40x56x40 and batch 2, in 2d with patch 56x40 and batch 24, each with its own optimiser and schedule, at least 2,500
-iterations or one CPU hour, in bf16. It takes hours and may be stopped at any moment: what is finished is not run again,
-what is not goes on from its last checkpoint. A finished run is copied to benchmarks/results/hippocampus_fold0/ as `nnunet_ext report` reads it: run.json
-(versions, seconds per epoch, hardware), training logs, plans and the predicted label maps of the 52 validation cases.
+patch 40x56x40 and batch 2, in 2d with patch 56x40 and batch 24, each with its own optimiser and schedule, at least
+2,500 iterations or one CPU hour, in bf16. It takes hours and may be stopped at any moment: what is finished is not run
+again, what is not goes on from its last checkpoint. A finished run is copied to benchmarks/results/hippocampus_fold0/
+as `nnunet_ext report` reads it: run.json (versions, seconds per epoch, hardware), training logs, plans and the
+predicted label maps of the 52 validation cases.
 """
 
 from __future__ import annotations
