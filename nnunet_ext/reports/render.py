@@ -12,7 +12,8 @@ from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports import tables
 from nnunet_ext.reports.comparison import ALPHA, MEAN, Comparison, Row
 from nnunet_ext.reports.figure_set import COLOUR_COUNT, cost_plots, curve_plots, difference_plots, score_plots
-from nnunet_ext.reports.methods_text import methods_paragraph, references
+from nnunet_ext.reports.folds import folds_in_words
+from nnunet_ext.reports.methods_text import methods_paragraph, references, why_withheld
 from nnunet_ext.reports.resources import in_words, resources_of
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -60,12 +61,12 @@ def render(data: Comparison, pictures: str, picture_problem: str | None) -> str:
 
 
 def _summary(data: Comparison) -> str:
-    folds = {case.fold for case in data.runs[0].cases.values()} - {None}
+    folds = {fold for case in data.cases if (fold := data.runs[0].cases[case].fold) is not None}
     parts = [f"{len(data.cases)} cases"]
     if data.patient_of:
         parts.append(f"{len(data.units)} patients")
     if folds:
-        parts.append(f"{len(folds)} folds pooled")
+        parts.append(folds_in_words(folds, data.runs[0].planned_folds))
     parts.append(f"labels {', '.join(label for label in data.labels if label != MEAN)}")
     parts.append(f"convention {data.runs[0].settings.get('convention', 'default')}")
     return f'<p class="meta">{escape(" · ".join(parts))}</p>'
@@ -242,6 +243,12 @@ def _case_table(data: Comparison) -> str:
 
 def _methods(data: Comparison) -> str:
     papers = "".join(f"<li>{escape(text)}</li>" for text in references(data.runs))
+    if reasons := why_withheld(data):
+        items = "".join(f"<li>{escape(text)}</li>" for text in reasons)
+        return (
+            '<div class="note">No text: one sentence per method would say what did not happen. Train the folds of a '
+            f"method alike, or compare fewer of them.<ul>{items}</ul></div>{f'<ul>{papers}</ul>' if papers else ''}"
+        )
     return (
         f'<pre class="prose" id="methods-text">{escape(methods_paragraph(data))}</pre>'
         f'<button class="copy" data-from="methods-text">copy</button>{f"<ul>{papers}</ul>" if papers else ""}'

@@ -42,6 +42,7 @@ class Method:
         failed: cases that could not be evaluated.
         missing: cases without a prediction, counted as empty.
         outdated: a prediction is newer than the evaluation.
+        planned_folds: as many as splits_final.json has; None where there is none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     failed: tuple[str, ...]
     missing: tuple[str, ...]
     outdated: bool
+    planned_folds: int | None = None
 
     @property
     def identity(self) -> tuple[str, str, str] | None:
@@ -144,6 +146,7 @@ def _evaluate(
 def _load(name: str, folder: Path, file: Path) -> Method:
     stored = read_evaluation(file, folder)
     cases = stored.cases
+    splits = _splits(folder, cases)
     return Method(
         name=name,
         folder=folder,
@@ -153,10 +156,13 @@ def _load(name: str, folder: Path, file: Path) -> Method:
         folds=tuple(_folds(folder)),
         plans=read_plans(folder / "plans.json"),
         # The folds may be others than when they were evaluated, or were evaluated before such notes were made.
-        notes=tuple(dict.fromkeys([*stored.notes, *_notes_about_folds(folder, cases), *_unevaluated(folder, stored)])),
+        notes=tuple(
+            dict.fromkeys([*stored.notes, *_notes_about_folds(folder, cases, splits), *_unevaluated(folder, stored)])
+        ),
         failed=stored.failed,
         missing=stored.missing,
         outdated=any(_modified(case.prediction) > file.stat().st_mtime + 1 for case in cases.values()),
+        planned_folds=None if splits is None else len(splits),
     )
 
 
@@ -165,13 +171,19 @@ def _modified(prediction: Path | None) -> float:
     return os.path.getmtime(prediction) if prediction is not None and os.path.isfile(prediction) else 0.0
 
 
-def _notes_about_folds(folder: Path, cases: Mapping[str, ScoredCase]) -> list[str]:
+def _splits(folder: Path, cases: Mapping[str, ScoredCase]) -> Sequence[object] | None:
+    """One entry per planned fold; None for a folder without folds, or when splits_final.json is not found."""
+    if not fold_folders(folder):
+        return None
+    file = find_splits(folder, next(iter(cases.values())).reference.parent)
+    return None if file is None else read_splits(file)
+
+
+def _notes_about_folds(folder: Path, cases: Mapping[str, ScoredCase], splits: Sequence[object] | None) -> list[str]:
     folds = fold_folders(folder)
     if not folds:
         return []
     evaluated = {case.fold for case in cases.values() if case.fold is not None}
-    file = find_splits(folder, next(iter(cases.values())).reference.parent)
-    splits = None if file is None else read_splits(file)
     finished = {fold for fold, path in folds.items() if (path / "validation").is_dir()}
     return notes_about_folds(evaluated | finished, evaluated | set(folds), splits)
 

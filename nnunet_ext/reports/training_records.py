@@ -14,7 +14,7 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     """What a report uses of a run.json; None when there is no such file.
 
     Returns:
-        `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
+        `plans`, `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
         `peak_memory_bytes` where they are known, `epoch_seconds`, `validation` or None, and where the record has them
         `backends` (without what is null), `environment` and `other_datasets`.
 
@@ -27,6 +27,7 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     hardware, software = record.optional_object("hardware"), record.optional_object("software")
     validation = record.optional_object("validation")
     found = {
+        "plans": record.optional_text("plans"),
         "settings": _schedule(record.optional_object("settings")),
         "software": _known({name: software.optional_text(name) for name in software.content}),
         "hardware": _known({name: hardware.optional_text(name) for name in _HARDWARE}),
@@ -66,7 +67,11 @@ def read_plans(file: Path) -> dict[str, Any]:
 
 def _schedule(settings: JsonObject) -> dict[str, Any]:
     whole = {name: settings.optional_whole(name) for name in ("epochs", "iterations")}
-    return _known({**whole, **_planned(settings), "precision": settings.optional_text("precision")})
+    more = {
+        "precision": settings.optional_text("precision"),
+        "learning_rate": settings.optional_number("learning_rate"),
+    }
+    return _known({**whole, **_planned(settings), **more})
 
 
 def _planned(about: JsonObject) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +19,9 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS
 from nnunet_ext.files import write_json
 from nnunet_ext.reports.comparison import compare_runs
-from nnunet_ext.reports.methods_text import methods_paragraph
+from nnunet_ext.reports.methods_text import methods_paragraph, why_withheld
+from nnunet_ext.reports.render import render
+from nnunet_ext.reports.resources import in_words, resources_of
 from nnunet_ext.reports.runs import load_runs
 from nnunet_ext.training_log import read_training_log
 
@@ -134,6 +138,71 @@ def test_methods_paragraph_says_what_the_runs_recorded(base):
         "9999 resamples", "repeated trainings was not assessed",
     ):  # fmt: skip
         assert fact in text, fact
+
+
+def edit_record(folder, fold, **facts):
+    """Change a fold's run.json; a dictionary changes only the keys it has."""
+    file = folder / f"fold_{fold}" / "run.json"
+    record = json.loads(file.read_text())
+    merged = {k: {**record.get(k, {}), **v} if isinstance(v, dict) else v for k, v in facts.items()}
+    write_json(file, {**record, **merged})
+
+
+def test_methods_paragraph_counts_the_folds_that_were_planned(base):
+    splits = base / "preprocessed" / DATASET / "splits_final.json"
+    write_json(splits, [*json.loads(splits.read_text()), *[{"train": [], "val": []}] * 3])
+    assert (
+        "8 cases of Dataset001_Toy were predicted, the validation cases of folds 0 and 1 of a 5-fold cross-valida"
+        in (methods_paragraph(compare(base)))
+    )
+    splits.unlink()
+    assert "the validation cases of folds 0 and 1 of a cross-validation, each" in methods_paragraph(compare(base))
+    # Only the cases that are compared count.
+    for folder in (base / "results" / DATASET).iterdir():
+        (folder / "fold_1").rename(base / f"{folder.name}_1")
+        shutil.rmtree(folder / "evaluation")
+        break
+    text = methods_paragraph(compare(base, common_cases=True))
+    assert "4 cases of Dataset001_Toy were predicted, the validation cases of fold 0 of a cross-" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"settings": {"epochs": 2, "iterations": 7}}, "different epochs (fold 0: 3, fold 1: 2)"),
+        ({"settings": {"precision": "fp32"}}, "different precision (fold 0: bf16, fold 1: fp32)"),
+        ({"settings": {"patch_size": [8, 8, 8]}}, "different patch size (fold 0: 8×16×16, fold 1: 8×8×8)"),
+        ({"settings": {"learning_rate": 0.5}}, "different learning rate (fold 0: not recorded, fold 1: 0.5)"),
+        ({"plans": "nnUNetPlansOther"}, "different plans (fold 0: not recorded, fold 1: nnUNetPlansOther)"),
+        ({"software": {"torch": "2.7.0"}}, "different torch (fold 0: 2.6.0, fold 1: 2.7.0)"),
+        ({"settings": {"epochs": 9}}, "fold 1 has trained 3 of its 9 epochs"),
+    ],
+)
+def test_no_methods_paragraph_of_folds_that_were_not_trained_alike(base, facts, reason):
+    assert why_withheld(compare(base)) == []
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    edit_record(folder, 1, **facts)
+    data = compare(base)
+    assert any(text.startswith("SegMamba: ") and reason in text for text in why_withheld(data))
+    assert any(reason in text for text in data.warnings)
+    page = render(data, "", None)
+    assert "methods-text" not in page and "No text: " in page and html.escape(reason) in page
+
+
+def test_a_fold_that_left_no_record_withholds_the_paragraph_too(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    (folder / "fold_1" / "run.json").unlink()
+    (reason, *_) = why_withheld(compare(base))
+    assert "SegMamba: its folds were trained with different" in reason and "fold 1: not recorded" in reason
+
+
+def test_values_that_folds_do_not_share_are_ranges(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    edit_record(folder, 1, settings={"epochs": 9, "patch_size": [8, 8, 8]}, hardware={"processor": "Other CPU"})
+    own = in_words(resources_of(compare(base).runs[1]))
+    assert (own["epochs"], own["patch"], own["device"]) == ("3 to 9", "8×8×8 and 8×16×16", "Toy CPU and Other CPU")
+    warnings = "\n".join(compare(base).warnings)
+    assert "epochs (nnU-Net 3, SegMamba 3 and 9)" in warnings
 
 
 def test_unfair_comparisons_are_pointed_out(base):
