@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,7 +44,21 @@ def disagreements(run: Method) -> list[str]:
         if any(value != next(iter(values.values())) for value in values.values()):
             listed = ", ".join(f"fold {number}: {in_words(value)}" for number, value in values.items())
             found.append(f"{run.name}: its folds were trained with different {name.replace('_', ' ')} ({listed})")
-    return found + [text for fold in trained_folds(run) if (text := _unfinished(run, fold))]
+    for fold in trained_folds(run):
+        found += _changed(run, fold)
+        if unfinished := _unfinished(run, fold):
+            found.append(unfinished)
+    return found
+
+
+def resumes(run: Method) -> list[tuple[int, str, int, str]]:
+    """(fold, date or `not recorded`, first epoch, what changed or `nothing`) of every time a training was resumed."""
+    rows = []
+    for fold in run.folds:
+        for before, entry in itertools.pairwise((fold.record or {}).get("history", [])):
+            changes = _changes(before["settings"], entry["settings"])
+            rows.append((fold.number, in_words(entry.get("date")), entry["epoch"], "; ".join(changes) or "nothing"))
+    return rows
 
 
 def folds_in_words(numbers: Iterable[int], planned: int | None) -> str:
@@ -81,6 +96,25 @@ def _facts(run: Method, fold: Fold) -> dict[str, Any]:
     facts.update({name: record.get(name) for name in ("plans", "parameters")})
     facts.update({name: software.get(name) for name in _VERSIONS})
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _changed(run: Method, fold: Fold) -> list[str]:
+    """Settings that changed while the fold was trained, in one sentence per resume."""
+    return [
+        f"{run.name}: fold {fold.number} was resumed at epoch {entry['epoch']} with other settings "
+        f"({'; '.join(changes)})"
+        for before, entry in itertools.pairwise((fold.record or {}).get("history", []))
+        if (changes := _changes(before["settings"], entry["settings"]))
+    ]
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    pairs = [(name, before.get(name), after.get(name)) for name in SCHEDULE]
+    return [
+        f"{name.replace('_', ' ')} {in_words(old)}, then {in_words(new)}"
+        for name, old, new in pairs
+        if None not in (old, new) and old != new
+    ]
 
 
 def _unfinished(run: Method, fold: Fold) -> str | None:

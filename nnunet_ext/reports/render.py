@@ -12,7 +12,7 @@ from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports import tables
 from nnunet_ext.reports.comparison import ALPHA, MEAN, Comparison, Row
 from nnunet_ext.reports.figure_set import COLOUR_COUNT, cost_plots, curve_plots, difference_plots, score_plots
-from nnunet_ext.reports.folds import folds_in_words
+from nnunet_ext.reports.folds import folds_in_words, resumes
 from nnunet_ext.reports.methods_text import methods_paragraph, references, why_withheld
 from nnunet_ext.reports.resources import in_words, resources_of
 
@@ -37,7 +37,7 @@ def render(data: Comparison, pictures: str, picture_problem: str | None) -> str:
         ("ranks", "How stable is the order", _rank_tables(data) if data.ranks else ""),
         ("scores", "Distribution of the scores", score_plots(data)),
         ("paired", "Differences case by case", difference_plots(data)),
-        ("training", "Training", curve_plots(data)),
+        ("training", "Training", curve_plots(data) + _resumes(data)),
         ("cost", "Cost", _cost(data)),
         ("pictures", "Worst, median and best case", _pictures(pictures, picture_problem)),
         ("cases", "All cases", _case_table(data)),
@@ -173,6 +173,23 @@ def _rank_tables(data: Comparison) -> str:
         f"<p>How often each method takes each place by its mean when the units are drawn again ({RESAMPLES} times). "
         f"Kendall's τ compares these orders with the observed one; 1 means that none differs.</p>"
         f'<div class="ranks">{"".join(blocks)}</div>'
+    )
+
+
+def _resumes(data: Comparison) -> str:
+    """Every time a training was continued, and what changed."""
+    rows = "".join(
+        f'<tr><td class="text">{_method(data, run.name)}</td><td>{fold}</td><td>{epoch}</td>'
+        f'<td class="text">{escape(date)}</td><td class="text wrap">{escape(changes)}</td></tr>'
+        for run in data.runs
+        for fold, date, epoch, changes in resumes(run)
+    )
+    if not rows:
+        return ""
+    return (
+        "<h3>Resumed trainings</h3>"
+        '<div class="scroll"><table id="resumed"><thead><tr><th class="text">method</th><th>fold</th><th>at epoch</th>'
+        f'<th class="text">date</th><th class="text">what changed</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 

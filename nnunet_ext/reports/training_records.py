@@ -16,7 +16,7 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     Returns:
         `plans`, `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
         `peak_memory_bytes` where they are known, `epoch_seconds`, `validation` or None, and where the record has them
-        `backends` (without what is null), `environment` and `other_datasets`.
+        `backends` (without what is null), `environment`, `other_datasets` and `history`.
 
     Raises:
         UserError: a value has another type.
@@ -42,6 +42,8 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
             found[name] = _known({key: object_.optional_text(key) for key in object_.content})
     if "other_datasets" in record.content:
         found["other_datasets"] = list(record.texts("other_datasets"))
+    if record.content.get("history") is not None:
+        found["history"] = [_event(entry) for entry in record.objects("history")]
     if validation.content:
         found["validation"] = {"seconds": validation.number("seconds"), "cases": validation.whole("cases")}
     return _known(found)
@@ -61,6 +63,18 @@ def read_plans(file: Path) -> dict[str, Any]:
         {
             "dataset_name": plans.optional_text("dataset_name"),
             "configurations": {name: _planned(configurations.object(name)) for name in configurations.content},
+        }
+    )
+
+
+def _event(entry: JsonObject) -> dict[str, Any]:
+    """A start or resume: `event`, `epoch`, `settings`, and `date` where it was recorded."""
+    return _known(
+        {
+            "event": entry.text("event"),
+            "epoch": entry.whole("epoch"),
+            "date": entry.optional_text("date"),
+            "settings": _schedule(entry.optional_object("settings")),
         }
     )
 

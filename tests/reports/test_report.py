@@ -189,6 +189,19 @@ def test_no_methods_paragraph_of_folds_that_were_not_trained_alike(base, facts, 
     assert "methods-text" not in page and "No text: " in page and html.escape(reason) in page
 
 
+def test_a_training_that_was_resumed_with_other_settings_is_shown(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    start = {"event": "start", "epoch": 0, "settings": {"epochs": 2, "precision": "bf16"}}
+    same = {"event": "resume", "epoch": 1, "date": "2026-01-02T03:04:05+00:00", "settings": start["settings"]}
+    edit_record(folder, 0, history=[start, same])
+    data = compare(base)
+    assert why_withheld(data) == [] and "2026-01-02T03:04:05+00:00" in render(data, "", None)
+    edit_record(folder, 0, history=[start, same, {**same, "epoch": 2, "settings": {"epochs": 3, "precision": "bf16"}}])
+    data = compare(base)
+    assert why_withheld(data) == ["SegMamba: fold 0 was resumed at epoch 2 with other settings (epochs 2, then 3)"]
+    assert "epochs 2, then 3</td>" in render(data, "", None)
+
+
 def test_a_fold_that_left_no_record_withholds_the_paragraph_too(base):
     folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
     (folder / "fold_1" / "run.json").unlink()
