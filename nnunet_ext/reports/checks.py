@@ -73,8 +73,8 @@ def refuse_incomparable(runs: Sequence[Method], common_cases: bool) -> tuple[lis
     return common, warnings
 
 
-def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> list[str]:
-    """Sentences about what a reader must know before believing the tables."""
+def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int, unit: str) -> list[str]:
+    """Sentences about what a reader must know before believing the tables; statistics run over `units` cases, say."""
     found = []
     for run in runs:
         if run.missing:
@@ -113,7 +113,7 @@ def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> 
         found.append(f"The schedule of {', '.join(silent)} is unknown: no run.json, which only this package's trainers "
                      "write.")  # fmt: skip
     if units < _FEW:
-        found.append(f"With {units} units the intervals are too narrow to be relied on.")
+        found.append(f"With {units} {unit} the intervals are too narrow to be relied on.")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
@@ -122,9 +123,8 @@ def _evaluation(data: Comparison, run: Method) -> str:
 
 
 def _statistics(data: Comparison) -> str:
-    unit = "patients" if data.patient_of else "cases"
-    text = f"Intervals are 95% percentile bootstrap intervals of the mean over {unit} ({RESAMPLES} resamples)."
-    if len(data.runs) > 1:
+    text = f"Intervals are 95% percentile bootstrap intervals of the mean over {data.unit} ({RESAMPLES} resamples)."
+    if any(not math.isnan(pair.p_holm) for pair in data.pairs):
         text += (
             " Methods were compared pairwise by the Wilcoxon signed-rank test, corrected after Holm over all pairs and "
             f"labels of a metric (significance level {ALPHA:g})."

@@ -50,7 +50,10 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
 
 
 def read_plans(file: Path) -> dict[str, Any]:
-    """`dataset_name`, and patch and batch size of every configuration that says them; {} when there is no such file.
+    """`dataset_name`, and for every configuration what it says of patch, batch size and network; {} without the file.
+
+    Each of `configurations` may have `batch_size`, `patch_size`, `inherits_from`, `network` (a dotted path) and
+    `arguments`, its keyword arguments.
 
     Raises:
         UserError: a value has another type.
@@ -62,7 +65,7 @@ def read_plans(file: Path) -> dict[str, Any]:
     return _known(
         {
             "dataset_name": plans.optional_text("dataset_name"),
-            "configurations": {name: _planned(configurations.object(name)) for name in configurations.content},
+            "configurations": {name: _configuration(configurations.object(name)) for name in configurations.content},
         }
     )
 
@@ -86,6 +89,16 @@ def _schedule(settings: JsonObject) -> dict[str, Any]:
         "learning_rate": settings.optional_number("learning_rate"),
     }
     return _known({**whole, **_planned(settings), **more})
+
+
+def _configuration(about: JsonObject) -> dict[str, Any]:
+    network = about.optional_object("architecture")
+    named = {
+        "inherits_from": about.optional_text("inherits_from"),
+        "network": network.optional_text("network_class_name"),
+        "arguments": network.optional_object("arch_kwargs").content,
+    }
+    return {**_planned(about), **_known(named)}
 
 
 def _planned(about: JsonObject) -> dict[str, Any]:

@@ -351,6 +351,8 @@ def _report(pipeline: Pipeline) -> Job:
         shown = ["-r", str(pipeline.references), "--images", str(pipeline.images)]
     else:
         compared, shown = [pipeline.result_folder(run) for run in pipeline.runs], []
+        if pipeline.images is not None and pipeline.references is not None:
+            shown = ["--test-set", *(str(predictions(pipeline, run)) for run in pipeline.runs)]
     command = ["nnunet_ext", "report", *map(str, compared), *shown]
     return _job(
         pipeline,
