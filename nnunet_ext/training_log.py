@@ -45,6 +45,11 @@ class TrainingLog:
         """Finished epochs."""
         return len(self.curves["seconds"])
 
+    @property
+    def next_epoch(self) -> int:
+        """The epoch after the last finished one: how far the training is, even where earlier logs were deleted."""
+        return max(self.curves["seconds"], default=-1) + 1
+
 
 def training_logs(fold_folder: Path) -> list[Path]:
     """The logs of a fold in order of time.

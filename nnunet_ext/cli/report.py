@@ -66,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="worker processes for runs that are evaluated (default: usable CPUs)",
     )
+    parser.add_argument(
+        "--test-set",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="evaluated predictions of a test set, one folder per RUN in the same order: a second table",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no words")
 
 
@@ -82,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.reports.comparison import compare_runs
     from nnunet_ext.reports.overlays import label_values, overlays
     from nnunet_ext.reports.render import render
-    from nnunet_ext.reports.runs import load_runs
+    from nnunet_ext.reports.runs import load_runs, load_test_set
 
     runs = load_runs(
         arguments.runs,
@@ -92,15 +99,22 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     data = compare_runs(runs, patients=arguments.patients, common_cases=arguments.common_cases)
+    test_set = None
+    if arguments.test_set:
+        predicted = load_test_set(arguments.test_set, data.methods, CONVENTIONS[arguments.convention])
+        test_set = compare_runs(predicted)
     pictures, problem = overlays(data, arguments.images, arguments.reference, label_values(data))
-    page = render(data, pictures, problem)
+    page = render(data, pictures, problem, test_set)
     for suffix, text in (
         (".csv", tables.as_csv(data)),
         (".md", tables.as_markdown(data)),
         (".tex", tables.as_latex(data)),
     ):
         write_text(output.with_suffix(suffix), text)
-    write_json(output.with_suffix(".json"), tables.as_json(data))
+    content = tables.as_json(data)
+    if test_set is not None:
+        content["test_set"] = tables.as_json(test_set)
+    write_json(output.with_suffix(".json"), content)
     write_text(output, page)
     for warning in data.warnings:
         print(f"nnunet_ext report: note: {one_line(warning)}", file=sys.stderr)

@@ -15,8 +15,9 @@ examples:
   resume   submit what is unfinished again
   prepare, select: steps the scripts call; each has its own --help
 
-Settings such as NNUNET_EXT_EPOCHS and nnUNet_n_proc_DA that are set now are written into the scripts. The same scripts
-for LSF and PBS (--scheduler) have not been run. docs/cluster.md has the whole path.
+Settings such as NNUNET_EXT_EPOCHS and nnUNet_n_proc_DA that are set now are written into the scripts and listed; what
+shortens the training is asked about first. Folds that are finished are skipped, and refused if they were trained by
+another schedule. The same scripts for LSF and PBS (--scheduler) have not been run. docs/cluster.md has the whole path.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.cli.running import stop_on_signals
 from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.machine import available_cores
-from nnunet_ext.slurm.compose import compose, split_options
+from nnunet_ext.slurm.compose import carried, compose, shortening, split_options
 from nnunet_ext.slurm.dialects import DIALECTS, word
 from nnunet_ext.slurm.folder import files, submissions, write
 from nnunet_ext.slurm.job import Resources, parse_memory, parse_minutes
-from nnunet_ext.slurm.pipeline import Pipeline, jobs
+from nnunet_ext.slurm.pipeline import Pipeline, Small, jobs
 
 COMMANDS = {
     "status": "state of every fold",
@@ -65,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--time", default="24:00:00", metavar="LIMIT", help="default: %(default)s; longer runs continue")
     job.add_argument("--partition", metavar="NAME")
     job.add_argument("--cpu-partition", metavar="NAME", help="for the steps without GPU (default: --partition)")
+    job.add_argument("--small-cpus", type=at_least_one, metavar="N", help="for them (default: 4, to prepare 8)")
+    job.add_argument("--small-mem", metavar="SIZE", help="for them (default: 16G, to prepare 32G; at most --mem)")
+    job.add_argument("--small-time", metavar="LIMIT", help="for them (default: 2 h, to prepare 8 h; at most --time)")
     job.add_argument("--account", metavar="NAME")
     job.add_argument("--mail-user", metavar="ADDRESS")
     job.add_argument("--mail-type", metavar="WHEN", help="in the scheduler's words, such as END,FAIL")
@@ -83,6 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: slurm_DATASET_CONFIGURATION")
     how.add_argument("--scheduler", choices=[name for name in DIALECTS if name != "local"], default="slurm")
     how.add_argument("--overwrite", action="store_true", help="replace scripts in the folder that differ")
+    how.add_argument(
+        "--short-training", action="store_true",
+        help="write NNUNET_EXT_EPOCHS and others that shorten the training into the scripts without asking",
+    )  # fmt: skip
+    how.add_argument(
+        "--accept-finished", action="store_true", help="keep finished folds that were trained by another schedule"
+    )
     act = how.add_mutually_exclusive_group()
     act.add_argument("--submit", action="store_true", help="submit the scripts to Slurm")
     act.add_argument("--dry-run", action="store_true", help="print the scripts, write nothing")
@@ -107,10 +118,15 @@ def run(arguments: argparse.Namespace) -> int:
         return _usage(f"--scheduler {arguments.scheduler} only writes scripts; submit them with their submit.sh")
     gpus = _gpus_here(arguments) if arguments.local else []
     pipeline = _compose(arguments, len(gpus))
+    if lines := carried(pipeline):
+        listed = "\n  ".join(lines)
+        print(f"set in this shell, and so in the scripts:\n  {listed}", file=sys.stderr)
     if arguments.dry_run:
         for name, text in files(pipeline).items():
             print(f"==> {name} <==\n{text}")
         return 0
+    if not (arguments.local or arguments.short_training):
+        _ask_about_short_training(pipeline)
     if arguments.submit:
         _check_not_queued(pipeline)
     write(pipeline, arguments.overwrite)
@@ -169,6 +185,12 @@ def _compose(arguments: argparse.Namespace, num_gpus: int) -> Pipeline:
         warn_seconds=arguments.warn,
         cpu_partition=arguments.cpu_partition,
         setup=tuple(arguments.setup),
+        small=Small(
+            cpus=arguments.small_cpus,
+            memory_mib=None if arguments.small_mem is None else parse_memory(arguments.small_mem),
+            minutes=None if arguments.small_time is None else parse_minutes(arguments.small_time),
+        ),
+        accept_finished=arguments.accept_finished,
     )
 
 
@@ -184,6 +206,19 @@ def _options(texts: list[str]) -> tuple[str, ...]:
         else:
             raise UsageError(f"--sbatch {text} is no option; expected such as --sbatch=--qos=long")
     return tuple(lines)
+
+
+def _ask_about_short_training(pipeline: Pipeline) -> None:
+    """What a trial had set must not go unnoticed into jobs that reserve a GPU for a day."""
+    short = " and ".join(shortening(pipeline))
+    if not short:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{short} is set in this shell and makes every training short; unset it, or if that is meant "
+                         "pass --short-training")  # fmt: skip
+    print(f"{short}: this makes every training short. Write it into the scripts? [y/N] ", end="", file=sys.stderr)
+    if input().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing written; unset what is not meant, and run the same command again")
 
 
 def _check_not_queued(pipeline: Pipeline) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.compose import split_options
+from nnunet_ext.slurm.finished import refuse_other_schedules, variables_in_script
 from nnunet_ext.slurm.folder import load
 from nnunet_ext.slurm.queue import require_slurm
 from nnunet_ext.slurm.resume import command, plan_resume, resume
@@ -25,6 +26,9 @@ from nnunet_ext.slurm.resume import command, plan_resume, resume
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the scripts are")
     parser.add_argument("--dry-run", action="store_true", help="say what would be submitted")
+    parser.add_argument(
+        "--accept-finished", action="store_true", help="keep finished folds that were trained by another schedule"
+    )
     parser.add_argument(
         "--sbatch",
         action="append",
@@ -45,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     require_slurm()
     options = split_options(arguments.sbatch)
+    if not arguments.accept_finished:
+        refuse_other_schedules(pipeline, variables_in_script(pipeline))
     plan = plan_resume(pipeline)
     if not plan.submit:
         print("nothing to submit: everything is finished or in the queue", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def pair_with_prompts(
     """Pair images with prompt files.
 
     Images are named as nnU-Net names them, `<case>_0000<ending>`; where there is one channel, `<case><ending>` will do.
+    A prompt file that is named after the first channel, as viewers name it, belongs to the case.
 
     Args:
         images, prompts: folders.
@@ -51,12 +52,12 @@ def pair_with_prompts(
         The cases with prompts, and the names of images without.
 
     Raises:
-        UserError: prompts without an image, a missing channel or previous label map.
+        UserError: prompts without an image, two prompt files of a case, a missing channel or previous label map.
     """
     folder = Path(images)
     found = channel_files(folder, (ending,))
-    named = find_prompts(prompts)
     whole = {path.name.removesuffix(ending): path for path in found.others if path.name.endswith(ending)}
+    named = _by_case(find_prompts(prompts), {*found.cases, *whole})
     cases, used = [], set()
     for case, file in named.items():
         files = found.cases.get(case, {})
@@ -73,13 +74,20 @@ def pair_with_prompts(
         if before is not None and not before.is_file():
             raise UserError(f"{before} does not exist; every case needs a label map to continue from")
         cases.append(PromptedCase(case, chosen, file, before))
-    alone = [
-        path.name.removesuffix(ending)
-        for name in found.cases
-        if name not in named
-        for path in found.cases[name].values()
-    ]
+    alone = [name for name in found.cases if name not in named]
     return cases, sorted([*alone, *(name for name in whole if name not in used)])
+
+
+def _by_case(files: Mapping[str, Path], cases: Collection[str]) -> dict[str, Path]:
+    """Case -> prompt file, where `files` may bear the name of the case's first channel."""
+    named: dict[str, Path] = {}
+    for name, file in files.items():
+        stem = name.removesuffix("_0000")
+        case = stem if name not in cases and stem in cases else name
+        if case in named:
+            raise UserError(f"{named[case]} and {file} are both prompts of {case}; keep one")
+        named[case] = file
+    return named
 
 
 def segment_case(

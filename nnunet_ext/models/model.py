@@ -143,6 +143,13 @@ class Model:
             raise ValueError(f"{self.title} has no network of this project")
         return load(self.network)(input_channels, num_classes, deep_supervision, **arguments)
 
+    def size_of(self, arguments: Mapping[str, Any]) -> str | None:
+        """The size that these keyword arguments of the network have; None for one of somebody's own."""
+        for size, own in self.sizes.items():
+            if all(name in arguments and arguments[name] == value for name, value in own.items()):
+                return size
+        return None
+
     @property
     def planner(self) -> str | None:
         """Name of its planner, after `-pl`; None for nnU-Net's own networks, which have nnU-Net's planners."""

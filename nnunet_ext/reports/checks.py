@@ -10,10 +10,9 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import few
 from nnunet_ext.evaluation.images import GEOMETRY_TOLERANCE_MM
 from nnunet_ext.reports.evaluation_file import ScoredCase
+from nnunet_ext.reports.folds import SCHEDULE, disagreements, in_words, trained_folds
 from nnunet_ext.reports.runs import Method
 
-# Settings of a schedule that readers expect to be equal; the network decides about the rest.
-_SCHEDULE = ("epochs", "iterations", "batch_size", "patch_size", "precision")
 # Variables whose effect is compared by itself, and those that change no result.
 _SAID_ELSEWHERE = {
     *(
@@ -74,8 +73,8 @@ def refuse_incomparable(runs: Sequence[Method], common_cases: bool) -> tuple[lis
     return common, warnings
 
 
-def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> list[str]:
-    """Sentences about what a reader must know before believing the tables."""
+def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int, unit: str) -> list[str]:
+    """Sentences about what a reader must know before believing the tables; statistics run over `units` cases, say."""
     found = []
     for run in runs:
         if run.missing:
@@ -87,7 +86,7 @@ def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> 
         if run.outdated:
             found.append(f"{run.name}: a prediction is newer than the evaluation; run nnunet_ext evaluate again.")
         found += [f"{run.name}: {note}." for note in run.notes]
-        found += _unequal_folds(run)
+        found += [f"{text}." for text in disagreements(run)]
         found += _failed_folds(run, cases)
     first = runs[0]
     for run in runs[1:]:
@@ -97,7 +96,7 @@ def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> 
                 f"Folds differ: {len(moved)} of {len(cases)} cases are in another fold of {run.name} than of "
                 f"{first.name} ({few(moved)}), so the two did not learn from the same cases."
             )
-    found += _differences(runs, "Schedules differ", _SCHEDULE, lambda record: record.get("settings", {}))
+    found += _differences(runs, "Schedules differ", SCHEDULE, lambda record: record.get("settings", {}))
     found += _differences(runs, "Software differs", ("nnunetv2", "torch"), lambda record: record.get("software", {}))
     found += _differences(
         runs, "Hardware differs, times are not comparable", ("processor", "gpu"), lambda r: r.get("hardware", {})
@@ -114,14 +113,8 @@ def warnings_about(runs: Sequence[Method], cases: Sequence[str], units: int) -> 
         found.append(f"The schedule of {', '.join(silent)} is unknown: no run.json, which only this package's trainers "
                      "write.")  # fmt: skip
     if units < _FEW:
-        found.append(f"With {units} units the intervals are too narrow to be relied on.")
+        found.append(f"With {units} {unit} the intervals are too narrow to be relied on.")
     return found
-
-
-def _unequal_folds(run: Method) -> list[str]:
-    settings = [{k: record.get("settings", {}).get(k) for k in _SCHEDULE} for record in run.records]
-    uneven = [name for name in _SCHEDULE if any(s[name] != settings[0][name] for s in settings)]
-    return [f"{run.name}: its folds were trained with different {', '.join(uneven)}."] if uneven else []
 
 
 def _unlike_circumstances(runs: Sequence[Method]) -> list[str]:
@@ -135,7 +128,7 @@ def _unlike_circumstances(runs: Sequence[Method]) -> list[str]:
     def data(record: dict[str, Any]) -> dict[str, str]:
         return {"data sets": ", ".join(record["other_datasets"]) or "none"} if "other_datasets" in record else {}
 
-    records = [run.records[0] for run in runs if run.records]
+    records = [record for run in runs for record in run.records]
     names = sorted({name for record in records for name in record.get("environment", {})} - _SAID_ELSEWHERE)
     return [
         *_differences(
@@ -168,12 +161,16 @@ def _differences(
     runs: Sequence[Method], title: str, names: Iterable[str], of: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[str]:
     """One sentence with every value that is not the same in all runs that recorded it."""
-    known = [(run.name, of(run.records[0])) for run in runs if run.records]
+    known = [(run.name, [of(fold.record) for fold in trained_folds(run) if fold.record]) for run in runs]
     parts = []
     for name in names:
-        values = {method: facts[name] for method, facts in known if facts.get(name) is not None}
+        values = {
+            method: " and ".join(dict.fromkeys(in_words(facts[name]) for facts in folds if facts.get(name) is not None))
+            for method, folds in known
+        }
+        values = {method: value for method, value in values.items() if value}
         if any(value != next(iter(values.values())) for value in values.values()):
-            listed = ", ".join(f"{method} {_plain(value)}" for method, value in values.items())
+            listed = ", ".join(f"{method} {value}" for method, value in values.items())
             parts.append(f"{name.replace('_', ' ') if name.islower() else name} ({listed})")
     return [f"{title}: {'; '.join(parts)}."] if parts else []
 
@@ -185,7 +182,7 @@ def _reference_difference(ours: ScoredCase, theirs: ScoredCase) -> str | None:
         return f"{counts[0]} and {counts[1]} reference voxels per label"
     spacings = theirs.spacing_mm, ours.spacing_mm
     if spacings[0] and spacings[1] and not _close(spacings[0], spacings[1]):
-        return f"voxels of {_plain(spacings[0])} and {_plain(spacings[1])} mm"
+        return f"voxels of {in_words(spacings[0])} and {in_words(spacings[1])} mm"
     if theirs.reference_digest and ours.reference_digest and theirs.reference_digest != ours.reference_digest:
         return "as many reference voxels per label, but in other places"
     return None
@@ -197,7 +194,3 @@ def _metrics(run: Method) -> list[str]:
 
 def _close(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(abs(x - y) <= GEOMETRY_TOLERANCE_MM for x, y in zip(a, b, strict=True))
-
-
-def _plain(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

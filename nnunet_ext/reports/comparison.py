@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -29,6 +29,8 @@ from nnunet_ext.reports.runs import Method
 MEAN = "mean"
 # A difference is called real below this corrected p-value.
 ALPHA = 0.05
+# With fewer cases (or patients) neither tests nor orders nor case-by-case bars say anything.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Metric:
     higher_is_better: bool
     best: float
     """Value of a structure that is rightly absent."""
+
+    @property
+    def heading(self) -> str:
+        """The title with an arrow towards the better values."""
+        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,12 @@ class Row:
     absent: int
     """Cases in which neither map has the structure."""
     best: bool
-    """Better than every other method in the mean, and every pairwise test says so, pointing the same way."""
+    """Misses no structure, is better than every other method in the mean, and every pairwise test says so, too."""
 
 
 @dataclass(frozen=True)
 class MethodPair:
-    """One pairwise comparison; `p_holm` is corrected over all pairs and labels of the metric."""
+    """One pairwise comparison; `p_holm` is corrected over all pairs and labels of the metric, NaN below `FEWEST`."""
 
     new: str
     old: str
@@ -103,6 +110,11 @@ class Comparison:
     def methods(self) -> tuple[str, ...]:
         """Names of the runs."""
         return tuple(run.name for run in self.runs)
+
+    @property
+    def unit(self) -> str:
+        """What statistics run over, in the plural."""
+        return "patients" if self.patient_of else "cases"
 
     @property
     def overall(self) -> str:
@@ -147,7 +159,7 @@ def compare_runs(runs: Sequence[Method], *, patients: str | None = None, common_
     filled = _values(runs, cases, labels, metrics, _filler(runs))
     empty = Comparison(
         tuple(runs), tuple(cases), patient_of, units, shown, metrics, per_case, filled, (), (), {},
-        (*warnings, *warnings_about(runs, cases, len(units))),
+        (*warnings, *warnings_about(runs, cases, len(units), "patients" if patient_of else "cases")),
     )  # fmt: skip
     pairs = _pairs(empty)
     return Comparison(**{**vars(empty), "pairs": pairs, "rows": _rows(empty, labels, pairs), "ranks": _ranks(empty)})
@@ -219,7 +231,7 @@ def _rows(data: Comparison, labels: Mapping[str, str], pairs: Sequence[MethodPai
                     Row(
                         run.name, label, metric, describe(list(units.values())),
                         states["missed"], states["false_alarm"], states["both_empty"],
-                        bool(others) and all(_beats(run.name, pair) for pair in others),
+                        not states["missed"] and bool(others) and all(_beats(run.name, pair) for pair in others),
                     )
                 )  # fmt: skip
     return tuple(rows)
@@ -240,12 +252,17 @@ def _pairs(data: Comparison) -> tuple[MethodPair, ...]:
             for old, new in combinations(data.methods, 2):
                 values = data.paired_units(new, old, label, metric.key)
                 compared.append((new, old, label, paired(*values, higher_is_better=metric.higher_is_better)))
+        compared = [(*names, result if result.n >= FEWEST else _untested(result)) for *names, result in compared]
         corrected = holm([result.p_value for *_, result in compared])
         pairs += [
             MethodPair(new, old, label, metric, result, p)
             for (new, old, label, result), p in zip(compared, corrected, strict=True)
         ]
     return tuple(pairs)
+
+
+def _untested(result: Paired) -> Paired:
+    return replace(result, p_value=math.nan, p_not_better=math.nan, rank_biserial=math.nan)
 
 
 def _ranks(data: Comparison) -> dict[str, Ranks]:
@@ -256,7 +273,7 @@ def _ranks(data: Comparison) -> dict[str, Ranks]:
     for metric in data.metrics:
         columns = [data.in_units(data.filled[method, data.overall, metric.key]) for method in data.methods]
         shared = [unit for unit in data.units if all(unit in column for column in columns)]
-        if shared:
+        if len(shared) >= FEWEST:
             values = np.array([[column[unit] for unit in shared] for column in columns])
             found[metric.key] = bootstrap_ranks(values, higher_is_better=metric.higher_is_better)
     return found

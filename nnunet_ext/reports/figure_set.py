@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from nnunet_ext.json_object import LARGEST
-from nnunet_ext.reports.comparison import MEAN, Comparison
+from nnunet_ext.reports.comparison import FEWEST, MEAN, Comparison
 from nnunet_ext.reports.plots import MOST_DOTS, bar_plot, box_plot, curve_plot, difference_plot, volume_plot
 from nnunet_ext.reports.resources import COLUMNS, resources_of
 
@@ -45,7 +45,7 @@ def score_plots(data: Comparison) -> str:
                 for i, method in enumerate(data.methods)
             ]
             if any(len(own) for *_, own in values):
-                boxes.append(box_plot(f"{metric.title}, {label}", values, metric, most))
+                boxes.append(box_plot(f"{metric.heading}, {label}", values, metric, most))
     keys = dict(zip((name for name in data.labels if name != MEAN), data.runs[0].labels, strict=True))
     dice = data.metrics[0]
     for label, key in keys.items():
@@ -60,21 +60,21 @@ def score_plots(data: Comparison) -> str:
             if points:
                 clouds.append((i % COLOUR_COUNT, *map(np.array, zip(*points, strict=True))))
         if clouds:
-            volumes.append(volume_plot(f"{dice.title} against volume, {label}", clouds, dice, most))
+            volumes.append(volume_plot(f"{dice.heading} against volume, {label}", clouds, dice, most))
     fewer = f"<p>At most {most} points per box are drawn, evenly by rank.</p>" if len(data.units) > most else ""
     block = f'{fewer}{legend(data)}<div class="plots">{"".join(boxes)}</div>'
     return block + (f'<h3>Small structures</h3><div class="plots">{"".join(volumes)}</div>' if volumes else "")
 
 
 def difference_plots(data: Comparison) -> str:
-    """Every method against the first, unit by unit."""
+    """Every method against the first, case by case."""
     plots = []
     for metric in data.metrics:
         for i, method in enumerate(data.methods[1:], start=1):
             new, old = data.paired_units(method, data.methods[0], data.overall, metric.key)
-            if len(new):
-                title = f"{metric.title}: {method} − {data.methods[0]}"
-                plots.append(difference_plot(title, new - old, i % COLOUR_COUNT, metric))
+            if len(new) >= FEWEST:
+                title = f"{metric.heading}: {method} − {data.methods[0]}"
+                plots.append(difference_plot(title, new - old, i % COLOUR_COUNT, data.unit))
     return f'<div class="plots">{"".join(plots)}</div>' if plots else ""
 
 

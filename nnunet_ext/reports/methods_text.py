@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from nnunet_ext import __version__
 from nnunet_ext.discovery import table
 from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports.comparison import ALPHA, Comparison
+from nnunet_ext.reports.folds import disagreements, join, span
 from nnunet_ext.reports.resources import Resources, resources_of
 from nnunet_ext.reports.runs import Method
 
@@ -17,8 +19,16 @@ _NNUNET = (
 )
 
 
+def why_withheld(data: Comparison) -> list[str]:
+    """What one sentence per method cannot say: folds of a method that were not trained alike, or not to the end."""
+    return [text for run in data.runs for text in disagreements(run)]
+
+
 def methods_paragraph(data: Comparison) -> str:
-    """Plain text: data, training, evaluation, statistics, all from what the runs recorded."""
+    """Plain text: data, training, evaluation, statistics, all from what the runs recorded.
+
+    It is true of runs for which `why_withheld` is empty.
+    """
     run = data.runs[0]
     resources = {r.name: resources_of(r) for r in data.runs}
     return " ".join(
@@ -43,15 +53,23 @@ def references(runs: Sequence[Method]) -> list[str]:
 
 
 def _data(data: Comparison) -> str:
-    folds = {case.fold for case in data.runs[0].cases.values()} - {None}
+    first = data.runs[0]
     labels = ", ".join(label for label in data.labels if label != "mean")
     units = f" of {len(data.units)} patients" if data.patient_of else ""
-    how = (
-        f"were predicted in {len(folds)}-fold cross-validation, each by the model that had not seen it,"
-        if len(folds) > 1
-        else "were predicted"
-    )
-    return f"{len(data.cases)} cases{units} of {data.runs[0].dataset} {how} and scored for {labels}."
+    cases = f"{len(data.cases)} cases{units} of {first.dataset}"
+    folds = sorted({fold for name in data.cases if (fold := first.cases[name].fold) is not None})
+    if not folds:
+        return f"{cases} were predicted and scored for {labels}."
+    planned = first.planned_folds or 0
+    whole = f"{planned}-fold cross-validation"
+    if folds == list(range(planned)):
+        how = f"were predicted in {whole}, each by the model that had not seen it,"
+    else:
+        # Without splits_final.json nobody knows how many folds there should be.
+        of = f"a {whole}" if folds[-1] < planned else "a cross-validation"
+        which = f"{'folds' if len(folds) > 1 else 'fold'} {join([str(fold) for fold in folds])} of {of}"
+        how = f"were predicted, the validation cases of {which}, each by the model that had not seen it,"
+    return f"{cases} {how} and scored for {labels}."
 
 
 def _training(run: Method, facts: Resources) -> str:
@@ -59,12 +77,12 @@ def _training(run: Method, facts: Resources) -> str:
         return ""
     trainer, plans, configuration = run.identity
     schedule = [
-        f"{facts.epochs} epochs" if facts.epochs else "",
-        f"{facts.iterations} iterations each" if facts.iterations else "",
-        f"batch size {facts.batch_size}" if facts.batch_size else "",
-        f"patch size {'×'.join(map(str, facts.patch_size))}" if facts.patch_size else "",
-        f"in {facts.precision}" if facts.precision else "",
-        f"on {facts.device}" if facts.device else "",
+        f"{span(facts.epochs)} epochs" if facts.epochs else "",
+        f"{span(facts.iterations)} iterations each" if facts.iterations else "",
+        f"batch size {span(facts.batch_size)}" if facts.batch_size else "",
+        f"patch size {span(facts.patch_size)}" if facts.patch_size else "",
+        f"in {span(facts.precision)}" if facts.precision else "",
+        f"on {join(facts.device)}" if facts.device else "",
     ]
     details = ", ".join(part for part in schedule if part)
     size = f" with {facts.parameters / 1e6:.1f} million parameters" if facts.parameters else ""
@@ -105,9 +123,8 @@ def _evaluation(data: Comparison, run: Method) -> str:
 
 
 def _statistics(data: Comparison) -> str:
-    unit = "patients" if data.patient_of else "cases"
-    text = f"Intervals are 95% percentile bootstrap intervals of the mean over {unit} ({RESAMPLES} resamples)."
-    if len(data.runs) > 1:
+    text = f"Intervals are 95% percentile bootstrap intervals of the mean over {data.unit} ({RESAMPLES} resamples)."
+    if any(not math.isnan(pair.p_holm) for pair in data.pairs):
         text += (
             " Methods were compared pairwise by the Wilcoxon signed-rank test, corrected after Holm over all pairs and "
             f"labels of a metric (significance level {ALPHA:g})."

@@ -51,12 +51,12 @@ def box_plot(
 
     Args:
         title: shown above, e.g. the label.
-        values: (number of the method's colour, method, one value per unit).
+        values: (number of the method's colour, method, one value per case or patient).
         metric: of the vertical axis.
         most_dots: of one method; the extremes and every k-th by rank are drawn.
     """
-    column = 74
-    width = _LEFT + column * len(values) + _RIGHT
+    width = max(_LEFT + 74 * len(values) + _RIGHT, 330)
+    column = (width - _LEFT - _RIGHT) / len(values)
     every = np.concatenate([v for *_, v in values])
     y = _vertical(every, unit_interval=metric.higher_is_better)
     parts = _y_axis(y, width)
@@ -88,8 +88,8 @@ def box_plot(
     return _svg(title, width, parts)
 
 
-def difference_plot(title: str, difference: np.ndarray, colour: int, metric: Metric) -> str:
-    """Differences of all units in order, their mean and its 95 % interval; up is always the larger value."""
+def difference_plot(title: str, difference: np.ndarray, colour: int, unit: str) -> str:
+    """Differences of all cases in order, their mean and its 95 % interval; up is always the larger value."""
     width = 330
     ordered = np.sort(difference)
     y = _vertical(np.append(ordered, 0.0), margin=0.05)
@@ -103,10 +103,11 @@ def difference_plot(title: str, difference: np.ndarray, colour: int, metric: Met
     if not math.isnan(own.low):
         parts.append(f'<rect class="band" x="{_LEFT}" y="{y(own.high):.1f}" width="{width - _LEFT - _RIGHT}" '
                      f'height="{max(y(own.low) - y(own.high), 1):.1f}"/>')  # fmt: skip
-    parts.insert(0, f'<path class="stem c{colour}" d="{area}"/>')
+    # Over the band, which would hide them.
+    parts.append(f'<path class="stem c{colour}" d="{area}"/>')
     parts.append(f'<path class="ci" d="M{_LEFT} {y(own.mean):.1f}H{width - _RIGHT}"/>')
     parts.append(f'<path class="zero" d="M{_LEFT} {y(0):.1f}H{width - _RIGHT}"/>')
-    parts.append(_text(width / 2, _HEIGHT - 3, "units in order · line and band: mean, 95 % interval", "hint"))
+    parts.append(_text(width / 2, _HEIGHT - 3, f"{unit} in order · line and band: mean, 95 % interval", "hint"))
     return _svg(title, width, parts)
 
 
@@ -161,9 +162,11 @@ def bar_plot(title: str, bars: Sequence[tuple[int, str, float, str]]) -> str:
 
 
 def _vertical(values: np.ndarray, *, unit_interval: bool = False, margin: float = 0.03) -> _Scale:
-    low, high = (0.0, 1.0) if unit_interval else (float(values.min(initial=0)), float(values.max(initial=0)))
-    if not unit_interval and values.size:
-        low = min(float(values.min()), low) if values.min() < 0 else 0.0
+    if unit_interval:
+        # From the tenth below the lowest value: an axis from 0 would leave good scores a sliver of it.
+        low, high = min(math.floor(10 * float(values.min(initial=1))) / 10, 0.9), 1.0
+    else:
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
     spread = (high - low) or 1.0
     return _Scale(low - margin * spread, high + margin * spread, _HEIGHT - _BOTTOM, _TOP)
 
@@ -212,6 +215,6 @@ def _shortened(name: str, longest: int = 13) -> str:
 def _svg(title: str, width: float, parts: Sequence[str], height: float = _HEIGHT) -> str:
     return (
         f'<figure class="plot"><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'role="img" aria-label="{escape(title, quote=True)}">'
         f"{''.join(parts)}</svg></figure>"
     )

@@ -10,9 +10,11 @@ from pathlib import Path
 from nnunet_ext import __version__
 from nnunet_ext.evaluation.compare import RESAMPLES
 from nnunet_ext.reports import tables
-from nnunet_ext.reports.comparison import ALPHA, MEAN, Comparison, Row
+from nnunet_ext.reports.comparison import ALPHA, FEWEST, MEAN, Comparison, Row
+from nnunet_ext.reports.facts import facts_about
 from nnunet_ext.reports.figure_set import COLOUR_COUNT, cost_plots, curve_plots, difference_plots, score_plots
-from nnunet_ext.reports.methods_text import methods_paragraph, references
+from nnunet_ext.reports.folds import folds_in_words, resumes
+from nnunet_ext.reports.methods_text import methods_paragraph, references, why_withheld
 from nnunet_ext.reports.resources import in_words, resources_of
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -22,21 +24,23 @@ _MOST_CELLS = 40_000
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def render(data: Comparison, pictures: str, picture_problem: str | None) -> str:
+def render(data: Comparison, pictures: str, picture_problem: str | None, test_set: Comparison | None = None) -> str:
     """The page.
 
     Args:
         data: the comparison.
         pictures: HTML of the overlays, may be empty.
         picture_problem: why some pictures are absent.
+        test_set: the same methods on cases that none of their folds has seen.
     """
     sections = [
-        ("results", "Results", _main_table(data)),
-        ("differences", "Differences", _pair_table(data) if data.pairs else ""),
+        ("results", "Results", _main_table(data, "main")),
+        ("test-set", "Test set", _test_set(test_set) if test_set else ""),
+        ("differences", "Differences", _pair_table(data, "pairs") if data.pairs else ""),
         ("ranks", "How stable is the order", _rank_tables(data) if data.ranks else ""),
         ("scores", "Distribution of the scores", score_plots(data)),
         ("paired", "Differences case by case", difference_plots(data)),
-        ("training", "Training", curve_plots(data)),
+        ("training", "Training", curve_plots(data) + _resumes(data)),
         ("cost", "Cost", _cost(data)),
         ("pictures", "Worst, median and best case", _pictures(pictures, picture_problem)),
         ("cases", "All cases", _case_table(data)),
@@ -53,33 +57,46 @@ def render(data: Comparison, pictures: str, picture_problem: str | None) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{style}</style></head>'
-        f"<body><header><h1>{escape(title)}</h1>{_summary(data)}</header>{_warnings(data)}<nav>{links}</nav>{body}"
+        f"<body><header><h1>{escape(title)}</h1>{_summary(data)}</header>"
+        f"{_warnings(data, test_set)}<nav>{links}</nav>{body}"
         f'<footer class="soft"><p>Made by nnunet_ext {__version__} (nnunet_ext report).</p></footer>'
         f"<script>{script}</script></body></html>\n"
     )
 
 
 def _summary(data: Comparison) -> str:
-    folds = {case.fold for case in data.runs[0].cases.values()} - {None}
+    folds = {fold for case in data.cases if (fold := data.runs[0].cases[case].fold) is not None}
     parts = [f"{len(data.cases)} cases"]
     if data.patient_of:
         parts.append(f"{len(data.units)} patients")
     if folds:
-        parts.append(f"{len(folds)} folds pooled")
+        parts.append(folds_in_words(folds, data.runs[0].planned_folds))
     parts.append(f"labels {', '.join(label for label in data.labels if label != MEAN)}")
-    parts.append(f"convention {data.runs[0].settings.get('convention', 'default')}")
-    return f'<p class="meta">{escape(" · ".join(parts))}</p>'
+    if (convention := data.runs[0].settings.get("convention", "default")) != "default":
+        parts.append(f"convention {convention}")
+    facts = "".join(
+        f"<li>{_method(data, run.name)}: {escape(text)}</li>" for run in data.runs if (text := facts_about(run))
+    )
+    return f'<p class="meta">{escape(" · ".join(parts))}</p>' + (f'<ul class="facts">{facts}</ul>' if facts else "")
 
 
-def _warnings(data: Comparison) -> str:
-    if not data.warnings:
+def _warnings(data: Comparison, test_set: Comparison | None) -> str:
+    texts = [*data.warnings, *(f"Test set: {text}" for text in (test_set.warnings if test_set else ()))]
+    if not texts:
         return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in data.warnings)
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<div class="note" role="note"><strong>Read this first</strong><ul>{items}</ul></div>'
 
 
-def _main_table(data: Comparison) -> str:
-    head = "".join(f"<th>{escape(metric.title)}</th>" for metric in data.metrics)
+def _test_set(data: Comparison) -> str:
+    """The main table and the differences once more, of predictions by all folds together."""
+    pairs = _pair_table(data, "test-pairs") if data.pairs else ""
+    seen = f"<p>{len(data.cases)} cases that no fold has seen, predicted by all folds of a method together.</p>"
+    return seen + _main_table(data, "test-main") + pairs
+
+
+def _main_table(data: Comparison, key: str) -> str:
+    head = "".join(f"<th>{escape(metric.heading)}</th>" for metric in data.metrics)
     rows = []
     width = len(data.metrics) + 4
     for label in data.labels:
@@ -92,8 +109,8 @@ def _main_table(data: Comparison) -> str:
             )
     units = "patients (mean over each one's cases)" if data.patient_of else "cases"
     several = (
-        f"★ and green: better than every other method in the mean, and by every pairwise test (p &lt; {ALPHA:g} after "
-        "Holm, pointing the same way). "
+        f"★ and green: no structure missed, better than every other method in the mean, and by every pairwise test "
+        f"(p &lt; {ALPHA:g} after Holm, pointing the same way). ↑ larger is better, ↓ smaller is better. "
         if len(data.runs) > 1
         else ""
     )
@@ -102,7 +119,7 @@ def _main_table(data: Comparison) -> str:
         f"<p>Mean ± SD over n {units}; below it the 95 % bootstrap interval of the mean, and the median with its "
         f"quartiles. A structure that was missed, or found where there is none, counts: Dice 0, and as distance what "
         f"the definitions below say. {several}{mean}</p>"
-        f'<div class="scroll"><table id="main"><thead><tr><th class="text">method</th>'
+        f'<div class="scroll"><table id="{key}"><thead><tr><th class="text">method</th>'
         f"{head}<th>n</th><th>missed</th><th>false alarms</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -121,27 +138,39 @@ def _count(number: int) -> str:
     return f'<td class="bad">{number}</td>' if number else "<td>0</td>"
 
 
-def _pair_table(data: Comparison) -> str:
+def _pair_table(data: Comparison, key: str) -> str:
     rows = []
+    tested = [pair for pair in data.pairs if not math.isnan(pair.p_holm)]
     for pair in data.pairs:
         own = pair.result
+        tests = (
+            f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}<small>{_effect(own.rank_biserial)}</small></td>'
+            f'<td data-v="{own.p_not_better}">{tables.p_value(own.p_not_better)}</td>'
+        )
         rows.append(
             f'<tr><td class="text">{escape(pair.metric.title)}</td><td class="text">{escape(pair.label)}</td>'
             f'<td class="text wrap">{_method(data, pair.new)} − {_method(data, pair.old)}</td>'
             f'<td data-v="{own.difference}">{tables.number(own.difference, pair.metric, signed=True)}'
             f"<small>{tables.interval(own.low, own.high, pair.metric, signed=True)}</small></td>"
-            f'<td data-v="{pair.p_holm}">{tables.p_value(pair.p_holm)}<small>{_effect(own.rank_biserial)}</small></td>'
-            f'<td data-v="{own.p_not_better}">{tables.p_value(own.p_not_better)}</td>'
+            f"{tests if tested else ''}"
             f'<td data-v="{own.wins}">{own.wins} / {own.ties} / {own.losses}</td></tr>'
         )
-    titles = ["metric", "label", "pair", "difference", "p (Wilcoxon, Holm)", "P(not better)", "wins / ties / losses"]
+    titles = ["metric", "label", "pair", "difference", "wins / ties / losses"]
+    explained = few = ""
+    if tested:
+        titles[4:4] = ["p (Wilcoxon, Holm)", "P(not better)"]
+        explained = (
+            "; p: two-sided Wilcoxon signed-rank test, corrected after Holm over all rows of a metric, and below it "
+            "the test's effect r, positive where its ranks are for the first method; P(not better): probability that "
+            "the first method is in truth not better than the second"
+        )
+    if len(tested) < len(data.pairs):
+        few = f" Below {FEWEST} {data.unit} nothing is tested."
     return (
-        "<p>Paired by case: mean difference with its 95 % bootstrap interval; two-sided Wilcoxon signed-rank test, "
-        "corrected after Holm over all rows of a metric, and below it the test's effect r, positive where its ranks "
-        "are for the first method; probability that the first method is in truth not better than the second; how many "
-        "units it wins. Where one method rightly finds nothing and another raises a false alarm, the first has the "
-        "best possible value.</p>"
-        f'<div class="scroll tall"><table class="sortable" id="pairs">{_head(titles, text=3)}'
+        f"<p>Paired by case: mean difference with its 95 % bootstrap interval{explained}; how many {data.unit} the "
+        "first method wins. Where one method rightly finds nothing and another raises a false alarm, the first has "
+        f"the best possible value.{few}</p>"
+        f'<div class="scroll tall"><table class="sortable" id="{key}">{_head(titles, text=3)}'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -164,14 +193,31 @@ def _rank_tables(data: Comparison) -> str:
             for method, shares in zip(data.methods, ranks.share.tolist(), strict=True)
         )
         blocks.append(
-            f"<div><h3>{escape(metric.title)}, {escape(data.overall)} (τ {ranks.kendall:.2f})</h3>"
+            f"<div><h3>{escape(metric.heading)}, {escape(data.overall)} (τ {ranks.kendall:.2f})</h3>"
             f'<div class="scroll"><table><thead><tr><th class="text">method</th>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div></div>"
         )
     return (
-        f"<p>How often each method takes each place by its mean when the units are drawn again ({RESAMPLES} times). "
-        f"Kendall's τ compares these orders with the observed one; 1 means that none differs.</p>"
+        f"<p>How often each method takes each place by its mean when the {data.unit} are drawn again "
+        f"({RESAMPLES} times). Kendall's τ compares these orders with the observed one; 1 means that none differs.</p>"
         f'<div class="ranks">{"".join(blocks)}</div>'
+    )
+
+
+def _resumes(data: Comparison) -> str:
+    """Every time a training was continued, and what changed."""
+    rows = "".join(
+        f'<tr><td class="text">{_method(data, run.name)}</td><td>{fold}</td><td>{epoch}</td>'
+        f'<td class="text">{escape(date)}</td><td class="text wrap">{escape(changes)}</td></tr>'
+        for run in data.runs
+        for fold, date, epoch, changes in resumes(run)
+    )
+    if not rows:
+        return ""
+    return (
+        "<h3>Resumed trainings</h3>"
+        '<div class="scroll"><table id="resumed"><thead><tr><th class="text">method</th><th>fold</th><th>at epoch</th>'
+        f'<th class="text">date</th><th class="text">what changed</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -231,7 +277,7 @@ def _case_table(data: Comparison) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     left = len(data.cases) - len(listed)
     more = f" The {left} best cases are left out here; report.json has all." if left else ""
-    titles = ["case", "fold", *(f"{method} {metric.title}" for method, metric in columns)]
+    titles = ["case", "fold", *(f"{method} {metric.heading}" for method, metric in columns)]
     over = "Means over the labels. " if data.overall == MEAN else ""
     return (
         f"<p>{over}Worst first; a click on a title sorts. Coloured: a structure was missed or falsely found.{more}</p>"
@@ -242,6 +288,12 @@ def _case_table(data: Comparison) -> str:
 
 def _methods(data: Comparison) -> str:
     papers = "".join(f"<li>{escape(text)}</li>" for text in references(data.runs))
+    if reasons := why_withheld(data):
+        items = "".join(f"<li>{escape(text)}</li>" for text in reasons)
+        return (
+            '<div class="note">No text: one sentence per method would say what did not happen. Train the folds of a '
+            f"method alike, or compare fewer of them.<ul>{items}</ul></div>{f'<ul>{papers}</ul>' if papers else ''}"
+        )
     return (
         f'<pre class="prose" id="methods-text">{escape(methods_paragraph(data))}</pre>'
         f'<button class="copy" data-from="methods-text">copy</button>{f"<ul>{papers}</ul>" if papers else ""}'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
+from nnunet_ext.reports.folds import span, values_of
 from nnunet_ext.reports.runs import Method
 
 
@@ -22,8 +23,8 @@ class Resources:
         training_hours: sum over the folds.
         seconds_per_case: of prediction with mirroring, mean over the folds' final validation.
         folds: number of folds with a training log or record.
-        epochs, iterations, batch_size, patch_size, precision: the schedule.
-        device: GPU or processor.
+        epochs, iterations, batch_size, patch_size, precision: the schedule; every value that a fold had, ascending.
+        device: GPU or processor; every one that a fold used.
         software: versions of the first fold.
     """
 
@@ -34,25 +35,23 @@ class Resources:
     training_hours: float | None
     seconds_per_case: float | None
     folds: int
-    epochs: int | None
-    iterations: int | None
-    batch_size: int | None
-    patch_size: tuple[int, ...] | None
-    precision: str | None
-    device: str | None
+    epochs: tuple[int, ...]
+    iterations: tuple[int, ...]
+    batch_size: tuple[int, ...]
+    patch_size: tuple[tuple[int, ...], ...]
+    precision: tuple[str, ...]
+    device: tuple[str, ...]
     software: dict[str, str]
 
 
 def resources_of(run: Method) -> Resources:
     """Read what the folds of a run recorded."""
     records = run.records
-    settings = records[0].get("settings", {}) if records else {}
-    hardware = records[0].get("hardware", {}) if records else {}
-    plan = run.plans.get("configurations", {}).get(run.identity[2], {}) if run.identity else {}
+    hardware = [record.get("hardware", {}) for record in records]
+    devices = [facts.get("gpu") or facts.get("processor") for facts in hardware]
     epochs = [list(f.log.curves["seconds"].values()) if f.log else f.record["epoch_seconds"] if f.record else []
               for f in run.folds]  # fmt: skip
     seconds = [s for fold in epochs for s in fold]
-    patch = settings.get("patch_size") or plan.get("patch_size")
     memory = [r["peak_memory_bytes"] for r in records if "peak_memory_bytes" in r]
     return Resources(
         parameters=_first(records, "parameters"),
@@ -62,12 +61,12 @@ def resources_of(run: Method) -> Resources:
         training_hours=sum(seconds) / 3600 if seconds else None,
         seconds_per_case=_seconds_per_case(run),
         folds=sum(bool(fold) for fold in epochs),
-        epochs=settings.get("epochs") or max((f.log.epochs for f in run.folds if f.log), default=None),
-        iterations=settings.get("iterations"),
-        batch_size=settings.get("batch_size") or plan.get("batch_size"),
-        patch_size=tuple(patch) if patch else None,
-        precision=settings.get("precision"),
-        device=hardware.get("gpu") or hardware.get("processor"),
+        epochs=values_of(run, "epochs"),
+        iterations=values_of(run, "iterations"),
+        batch_size=values_of(run, "batch_size"),
+        patch_size=values_of(run, "patch_size"),
+        precision=values_of(run, "precision"),
+        device=tuple(dict.fromkeys(device for device in devices if device)),
         software={k: v for k, v in (records[0].get("software", {}) if records else {}).items() if v},
     )
 
@@ -100,12 +99,12 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seconds_per_epoch": ("time per epoch", lambda s: f"{s:.1f} s" if s < 120 else f"{s / 60:.1f} min"),
     "training_hours": ("training, all folds", _number(2, " h")),
     "seconds_per_case": ("prediction per case", _number(2, " s")),
-    "epochs": ("epochs", str),
-    "iterations": ("iterations", str),
-    "batch_size": ("batch", str),
-    "patch_size": ("patch", lambda p: "×".join(map(str, p))),
-    "precision": ("precision", str),
-    "device": ("device", str),
+    "epochs": ("epochs", span),
+    "iterations": ("iterations", span),
+    "batch_size": ("batch", span),
+    "patch_size": ("patch", span),
+    "precision": ("precision", span),
+    "device": ("device", span),
 }
 
 
@@ -114,5 +113,5 @@ def in_words(resources: Resources) -> dict[str, str]:
     texts = {}
     for key, (title, write) in COLUMNS.items():
         value = getattr(resources, key)
-        texts[title] = "–" if value is None else write(value)
+        texts[title] = "–" if value in (None, ()) else write(value)
     return texts

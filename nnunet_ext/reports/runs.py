@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext import models
 from nnunet_ext.discovery.table import trainers
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
@@ -42,6 +43,8 @@ class Method:
         failed: cases that could not be evaluated.
         missing: cases without a prediction, counted as empty.
         outdated: a prediction is newer than the evaluation.
+        planned_folds: as many as splits_final.json has; None where there is none.
+        size: of the network, where it is not the published one.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Method:
     failed: tuple[str, ...]
     missing: tuple[str, ...]
     outdated: bool
+    planned_folds: int | None = None
+    size: str = ""
 
     @property
     def identity(self) -> tuple[str, str, str] | None:
@@ -113,12 +118,37 @@ def load_runs(
     found = find_runs(patterns)
     runs = []
     for (_, folder), name in zip(found, _names(found), strict=True):
-        file = folder / ("evaluation" if convention.name == "default" else f"evaluation_{convention.name}")
-        file /= "summary.json"
+        file = folder / _evaluation_folder(convention) / "summary.json"
         if not file.is_file():
             _evaluate(folder, file.parent, convention, references, processes, progress)
         runs.append(_load(name, folder, file))
     return runs
+
+
+def load_test_set(folders: Sequence[Path], names: Sequence[str], convention: Convention) -> list[Method]:
+    """The methods' predictions of one test set, each evaluated already.
+
+    Args:
+        folders: of predictions, one per method.
+        names: of the methods, in the same order.
+        convention: of the evaluations.
+
+    Raises:
+        UserError: there is not one folder per method, or one has no evaluation or a damaged one.
+    """
+    if len(folders) != len(names):
+        raise UserError(f"--test-set names {len(folders)} folders for {len(names)} runs; give one for each run")
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        file = folder / _evaluation_folder(convention) / "summary.json"
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; run nnunet_ext evaluate -r LABELS -p {folder} first")
+        runs.append(_load(name, folder.resolve(), file))
+    return runs
+
+
+def _evaluation_folder(convention: Convention) -> str:
+    return "evaluation" if convention.name == "default" else f"evaluation_{convention.name}"
 
 
 def _evaluate(
@@ -144,6 +174,8 @@ def _evaluate(
 def _load(name: str, folder: Path, file: Path) -> Method:
     stored = read_evaluation(file, folder)
     cases = stored.cases
+    splits = _splits(folder, cases)
+    plans = read_plans(folder / "plans.json")
     return Method(
         name=name,
         folder=folder,
@@ -151,12 +183,16 @@ def _load(name: str, folder: Path, file: Path) -> Method:
         cases=cases,
         settings=stored.settings,
         folds=tuple(_folds(folder)),
-        plans=read_plans(folder / "plans.json"),
+        plans=plans,
         # The folds may be others than when they were evaluated, or were evaluated before such notes were made.
-        notes=tuple(dict.fromkeys([*stored.notes, *_notes_about_folds(folder, cases), *_unevaluated(folder, stored)])),
+        notes=tuple(
+            dict.fromkeys([*stored.notes, *_notes_about_folds(folder, cases, splits), *_unevaluated(folder, stored)])
+        ),
         failed=stored.failed,
         missing=stored.missing,
         outdated=any(_modified(case.prediction) > file.stat().st_mtime + 1 for case in cases.values()),
+        planned_folds=None if splits is None else len(splits),
+        size=_size(folder, plans),
     )
 
 
@@ -165,13 +201,19 @@ def _modified(prediction: Path | None) -> float:
     return os.path.getmtime(prediction) if prediction is not None and os.path.isfile(prediction) else 0.0
 
 
-def _notes_about_folds(folder: Path, cases: Mapping[str, ScoredCase]) -> list[str]:
+def _splits(folder: Path, cases: Mapping[str, ScoredCase]) -> Sequence[object] | None:
+    """One entry per planned fold; None for a folder without folds, or when splits_final.json is not found."""
+    if not fold_folders(folder):
+        return None
+    file = find_splits(folder, next(iter(cases.values())).reference.parent)
+    return None if file is None else read_splits(file)
+
+
+def _notes_about_folds(folder: Path, cases: Mapping[str, ScoredCase], splits: Sequence[object] | None) -> list[str]:
     folds = fold_folders(folder)
     if not folds:
         return []
     evaluated = {case.fold for case in cases.values() if case.fold is not None}
-    file = find_splits(folder, next(iter(cases.values())).reference.parent)
-    splits = None if file is None else read_splits(file)
     finished = {fold for fold, path in folds.items() if (path / "validation").is_dir()}
     return notes_about_folds(evaluated | finished, evaluated | set(folds), splits)
 
@@ -216,11 +258,27 @@ def _names(found: list[tuple[str | None, Path]]) -> list[str]:
 
 
 def _parts(folder: Path) -> list[str]:
-    """`nnUNetTrainerUNETRPP__nnUNetPlans__3d_fullres` as [`UNETR++`, `3d_fullres`, `nnUNetPlans`]."""
+    """`nnUNetTrainerUNETRPP__nnUNetPlansUNETRPPTiny__3d_fullres` as [`UNETR++ tiny`, `3d_fullres`, the plans' name]."""
     parts = folder.name.split("__")
     if len(parts) != 3:
         return [folder.name]
-    return [network_name(parts[0]), parts[2], parts[1]]
+    size = _size(folder, read_plans(folder / "plans.json"))
+    return [f"{network_name(parts[0])} {size}".rstrip(), parts[2], parts[1]]
+
+
+def _size(folder: Path, plans: Mapping[str, Any]) -> str:
+    """`tiny`, `small` or `own size` where the plans name a network of a row in another size than the published."""
+    configurations = plans.get("configurations", {})
+    name: str | None = folder.name.split("__")[-1]
+    seen: set[str] = set()
+    while name in configurations and name not in seen and "network" not in configurations[name]:
+        seen.add(name)
+        name = configurations[name].get("inherits_from")
+    about = configurations.get(name, {})
+    model = next((model for model in models.rows() if model.network and model.network == about.get("network")), None)
+    if model is None or (size := model.size_of(about.get("arguments", {}))) == "base":
+        return ""
+    return size or "own size"
 
 
 def network_name(trainer: str) -> str:

@@ -14,9 +14,9 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     """What a report uses of a run.json; None when there is no such file.
 
     Returns:
-        `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
+        `plans`, `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
         `peak_memory_bytes` where they are known, `epoch_seconds`, `validation` or None, and where the record has them
-        `backends` (without what is null), `environment` and `other_datasets`.
+        `backends` (without what is null), `environment`, `other_datasets` and `history`.
 
     Raises:
         UserError: a value has another type.
@@ -27,6 +27,7 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     hardware, software = record.optional_object("hardware"), record.optional_object("software")
     validation = record.optional_object("validation")
     found = {
+        "plans": record.optional_text("plans"),
         "settings": _schedule(record.optional_object("settings")),
         "software": _known({name: software.optional_text(name) for name in software.content}),
         "hardware": _known({name: hardware.optional_text(name) for name in _HARDWARE}),
@@ -41,13 +42,18 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
             found[name] = _known({key: object_.optional_text(key) for key in object_.content})
     if "other_datasets" in record.content:
         found["other_datasets"] = list(record.texts("other_datasets"))
+    if record.content.get("history") is not None:
+        found["history"] = [_event(entry) for entry in record.objects("history")]
     if validation.content:
         found["validation"] = {"seconds": validation.number("seconds"), "cases": validation.whole("cases")}
     return _known(found)
 
 
 def read_plans(file: Path) -> dict[str, Any]:
-    """`dataset_name`, and patch and batch size of every configuration that says them; {} when there is no such file.
+    """`dataset_name`, and for every configuration what it says of patch, batch size and network; {} without the file.
+
+    Each of `configurations` may have `batch_size`, `patch_size`, `inherits_from`, `network` (a dotted path) and
+    `arguments`, its keyword arguments.
 
     Raises:
         UserError: a value has another type.
@@ -59,14 +65,40 @@ def read_plans(file: Path) -> dict[str, Any]:
     return _known(
         {
             "dataset_name": plans.optional_text("dataset_name"),
-            "configurations": {name: _planned(configurations.object(name)) for name in configurations.content},
+            "configurations": {name: _configuration(configurations.object(name)) for name in configurations.content},
+        }
+    )
+
+
+def _event(entry: JsonObject) -> dict[str, Any]:
+    """A start or resume: `event`, `epoch`, `settings`, and `date` where it was recorded."""
+    return _known(
+        {
+            "event": entry.text("event"),
+            "epoch": entry.whole("epoch"),
+            "date": entry.optional_text("date"),
+            "settings": _schedule(entry.optional_object("settings")),
         }
     )
 
 
 def _schedule(settings: JsonObject) -> dict[str, Any]:
     whole = {name: settings.optional_whole(name) for name in ("epochs", "iterations")}
-    return _known({**whole, **_planned(settings), "precision": settings.optional_text("precision")})
+    more = {
+        "precision": settings.optional_text("precision"),
+        "learning_rate": settings.optional_number("learning_rate"),
+    }
+    return _known({**whole, **_planned(settings), **more})
+
+
+def _configuration(about: JsonObject) -> dict[str, Any]:
+    network = about.optional_object("architecture")
+    named = {
+        "inherits_from": about.optional_text("inherits_from"),
+        "network": network.optional_text("network_class_name"),
+        "arguments": network.optional_object("arch_kwargs").content,
+    }
+    return {**_planned(about), **_known(named)}
 
 
 def _planned(about: JsonObject) -> dict[str, Any]:

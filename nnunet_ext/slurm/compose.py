@@ -14,8 +14,9 @@ from pathlib import Path
 from nnunet_ext.datasets import base_folder, find_dataset
 from nnunet_ext.discovery.table import trainers as all_trainers
 from nnunet_ext.errors import UsageError, UserError
+from nnunet_ext.slurm.finished import refuse_other_schedules
 from nnunet_ext.slurm.job import Resources
-from nnunet_ext.slurm.pipeline import Pipeline, Training
+from nnunet_ext.slurm.pipeline import Pipeline, Small, Training
 from nnunet_ext.slurm.prepare import data_identifier
 
 # What ends a line of a script, and what UTF-8 cannot hold: nothing that quotes could help.
@@ -23,6 +24,8 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # In the double quotes it is written into: plain text and variables, nothing that runs.
 _SCRATCH = re.compile(r"""(?:[^"`\\$]|\$\w+|\$\{\w+(?::?-[^"`\\$}]*)?\})+""", re.ASCII)
 
+# nnU-Net's schedule.
+WHOLE_TRAINING = {"NNUNET_EXT_EPOCHS": 1000, "NNUNET_EXT_ITERATIONS": 250, "NNUNET_EXT_VAL_ITERATIONS": 50}
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -43,11 +46,14 @@ def compose(
     warn_seconds: int = 300,
     cpu_partition: str | None = None,
     setup: tuple[str, ...] = (),
+    small: Small | None = None,
+    accept_finished: bool = False,
 ) -> Pipeline:
     """Check and complete a description; parameters as of `Pipeline`.
 
     Raises:
-        UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work.
+        UserError: a variable, data set, trainer, plans, configuration, fold or value that cannot work, or a
+            finished fold of another schedule.
     """
     typed = [dataset, configuration, *trainers, *plans, *folds, scratch, cpu_partition, *setup, *resources.extra]
     typed += [resources.partition, resources.account, resources.mail_user, resources.mail_type]
@@ -102,9 +108,12 @@ def compose(
         cpu_partition=cpu_partition,
         setup=setup,
         variables=settings(os.environ),
+        small=small or Small(),
+        accept_finished=accept_finished,
     )
     places = (pipeline.folder, raw, preprocessed, results, pipeline.path, pipeline.images, pipeline.references)
     refuse_control_characters(*places, *(value for _, value in pipeline.variables))
+    refuse_other_schedules(pipeline, dict(pipeline.variables))
     return pipeline
 
 
@@ -156,6 +165,28 @@ def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         for name, value in sorted(environment.items())
         if re.fullmatch(r"(NNUNET_EXT|nnUNet)_\w+", name, re.ASCII) and name not in (*FOLDERS, "NNUNET_EXT_TEST_DATA")
     )
+
+
+def carried(pipeline: Pipeline) -> list[str]:
+    """One line for every variable of this shell that the scripts carry, with what it does to them."""
+    lines = []
+    for name, value in pipeline.variables:
+        effect = ""
+        if name in WHOLE_TRAINING:
+            effect = f"  (nnU-Net's own: {WHOLE_TRAINING[name]})"
+        elif name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+            effect = f"  (instead of what follows from {pipeline.resources.cpus} CPUs)"
+        lines.append(f"{name}={value}{effect}")
+    return lines
+
+
+def shortening(pipeline: Pipeline) -> list[str]:
+    """The variables that make training shorter than nnU-Net's, as a trial's do."""
+    return [
+        f"{name}={value}"
+        for name, value in pipeline.variables
+        if value.strip().isdecimal() and int(value) < WHOLE_TRAINING.get(name, 0)
+    ]
 
 
 def _check_folds(folds: Sequence[str]) -> None:

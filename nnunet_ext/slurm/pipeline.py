@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,11 @@ PREPARE, TRAIN, SELECT = "1_prepare", "2_train", "3_select"
 PREDICT, EVALUATE, REPORT = "4_predict", "5_evaluate", "6_report"
 # Between telling the trainer to stop at the next batch and the time limit: room to write a checkpoint.
 _SAVE_SECONDS = 60
+# The schedulers' own words for GPUs: --gres=gpu:a100:1, --gpus-per-node=1, -G 1, -gpu num=1, -l ngpus=1.
+_GPU_OPTION = re.compile(r"-G\b|--?gpu|(--gres|--tres|-l)\b.*gpu", re.IGNORECASE)
+# Processors, MiB and minutes of the steps without GPU: preprocessing reads whole volumes, the others count voxels.
+_SMALL = {PREPARE: (8, 32 * 1024, 8 * 60)}
+_SMALLER = (4, 16 * 1024, 2 * 60)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,15 @@ class Training:
     trainer: str
     plans: str
     data: str
+
+
+@dataclass(frozen=True)
+class Small:
+    """What a step without GPU asks for; None leaves it to `_SMALL`, which is at most what a training gets."""
+
+    cpus: int | None = None
+    memory_mib: int | None = None
+    minutes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Pipeline:
         folder: absolute; gets scripts, logs, predictions and report.
         raw, preprocessed, results: nnU-Net's three folders.
         path: folder of the commands.
-        resources: of one training task; the other steps ask for the same, without GPU where they need none.
+        resources: of one training task, and of prediction with at most one GPU.
         images: test images to predict; None for none.
         references: their label maps; None where there are none.
         scratch: shell word of a folder on the node's own disk to train from; None trains from `preprocessed`.
@@ -49,6 +64,8 @@ class Pipeline:
         cpu_partition: for the steps without GPU; None takes the other one.
         setup: shell lines at the head of every script.
         variables: settings of training, nnU-Net's and this package's.
+        small: of the steps without GPU, each at most as much as a training task.
+        accept_finished: pool finished folds even if they were trained by another schedule.
     """
 
     scheduler: str
@@ -70,6 +87,8 @@ class Pipeline:
     cpu_partition: str | None = None
     setup: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
+    small: Small = Small()
+    accept_finished: bool = False
 
     def result_folder(self, run: Training) -> Path:
         """nnU-Net's folder of a run, above its folds."""
@@ -95,6 +114,7 @@ class Pipeline:
                 "setup": tuple(value["setup"]),
                 "variables": tuple((name, text) for name, text in value["variables"]),
                 "resources": resources,
+                "small": Small(**value.get("small", {})),
             }
         )
 
@@ -112,9 +132,7 @@ def jobs(pipeline: Pipeline) -> list[Job]:
 
 
 def _job(pipeline: Pipeline, name: str, purpose: str, body: list[str], gpu: bool = False, **more: Any) -> Job:
-    resources = pipeline.resources
-    if not gpu:
-        resources = replace(resources, gpus=0, partition=pipeline.cpu_partition or resources.partition)
+    resources = pipeline.resources if gpu else _without_gpu(pipeline, name)
     environment = (
         ("nnUNet_raw", pipeline.raw),
         ("nnUNet_preprocessed", pipeline.preprocessed),
@@ -135,6 +153,22 @@ def _job(pipeline: Pipeline, name: str, purpose: str, body: list[str], gpu: bool
         body="\n".join(body),
         setup=pipeline.setup,
         **more,
+    )
+
+
+def _without_gpu(pipeline: Pipeline, step: str) -> Resources:
+    """A small and short job on processors alone; without a scheduler a step has the machine for itself."""
+    own, asked = pipeline.resources, pipeline.small
+    own = replace(own, gpus=0, partition=pipeline.cpu_partition or own.partition)
+    if pipeline.scheduler == "local":
+        return own
+    cpus, memory_mib, minutes = _SMALL.get(step, _SMALLER)
+    return replace(
+        own,
+        cpus=asked.cpus or min(cpus, own.cpus),
+        memory_mib=asked.memory_mib or min(memory_mib, own.memory_mib),
+        minutes=asked.minutes or min(minutes, own.minutes),
+        extra=tuple(option for option in own.extra if not _GPU_OPTION.match(option)),
     )
 
 
@@ -317,6 +351,8 @@ def _report(pipeline: Pipeline) -> Job:
         shown = ["-r", str(pipeline.references), "--images", str(pipeline.images)]
     else:
         compared, shown = [pipeline.result_folder(run) for run in pipeline.runs], []
+        if pipeline.images is not None and pipeline.references is not None:
+            shown = ["--test-set", *(str(predictions(pipeline, run)) for run in pipeline.runs)]
     command = ["nnunet_ext", "report", *map(str, compared), *shown]
     return _job(
         pipeline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -16,8 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ext import __version__
+from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.machine import available_cores, peak_resident_bytes, processor_name
+
+# Settings whose change in the middle of a training makes it another one.
+_DECISIVE = ("epochs", "iterations", "batch_size", "patch_size", "precision", "learning_rate")
 
 
 def describe_software() -> dict[str, str | None]:
@@ -80,6 +85,66 @@ def count_gmacs(network: nn.Module, in_channels: int, patch_size: Sequence[int],
     finally:
         network.train(training)
     return round(counter.get_total_flops() / 2e9, 3)
+
+
+def continued(
+    record: dict[str, Any], before: dict[str, Any] | None, epoch: int, rates: Sequence[float]
+) -> tuple[dict[str, Any], str | None]:
+    """The record with `history`, an entry for every start and resume; and what must be said about a resume.
+
+    Args:
+        record: of this run, with `settings` and `software`.
+        before: what run.json said when a checkpoint was continued; None for a training that begins.
+        epoch: the first of this run.
+        rates: the learning rates of the epoch before, where there was one, and of the first one now.
+    """
+    now = {"event": "resume" if before else "start", "epoch": epoch, "date": _now(), **_conditions(record)}
+    if before is None:
+        return {**record, "history": [now]}, None
+    # A record from before there was a history still says how the run began.
+    earlier = before.get("history") or [{"event": "start", "epoch": 0, **_conditions(before)}]
+    history = [*earlier, now]
+    epochs = record["settings"]["epochs"]
+    if epoch >= epochs:
+        # Nothing is trained any more: the settings stay those the network was trained with.
+        now["settings"] = before.get("settings", {})
+        more = f"the checkpoint has {epoch} epochs, more than {epochs}: none follows" if epoch > epochs else None
+        return {**record, **before, "history": history}, more
+    changes = _changes(before.get("settings", {}), record["settings"])
+    if not changes:
+        return {**record, "history": history}, None
+    return {**record, "history": history}, (
+        f"epoch {epoch} continues a run of other settings: {'; '.join(changes)}. The learning rate "
+        f"goes from {' to '.join(f'{rate:.3g}' for rate in rates)}; run.json keeps both"
+    )
+
+
+def read_record(output_folder: str) -> dict[str, Any] | None:
+    """The run.json of a fold; None where there is none that can be read, which is no reason to stop a training."""
+    try:
+        content = read_json(Path(output_folder, "run.json"))
+    except UserError:
+        return None
+    sound = isinstance(content, dict) and all(isinstance(content.get(k, {}), dict) for k in ("settings", "software"))
+    return content if sound and isinstance(content.get("history", []), list) else None
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What decides about the training and differs, as `epochs 8, now 12`."""
+    pairs = [(name, before.get(name), now.get(name)) for name in _DECISIVE]
+    return [
+        f"{name.replace('_', ' ')} {old}, now {new}"
+        for name, old, new in pairs
+        if None not in (old, new) and old != new
+    ]
+
+
+def _conditions(record: dict[str, Any]) -> dict[str, Any]:
+    return {"settings": record.get("settings", {}), "software": record.get("software", {})}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def add_validation(output_folder: str, seconds: float, cases: int) -> None:

@@ -36,6 +36,7 @@ from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
 from nnunet_ext.trainers.recipe import Recipe, optimizer_and_schedule, optimizer_in
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 from nnunet_ext.trainers.signals import handlers
+from nnunet_ext.trainers.tensorboard import tensorboard_loggers
 
 # The exit status that says: everything is saved, submit me again with --c.
 EXIT_RESUBMIT = 85
@@ -133,7 +134,7 @@ class SharedTrainer(nnUNetTrainer):
         if self._backends:
             self.print_to_log_file(f"nnunet_ext: {', '.join(f'{k} by {v}' for k, v in self._backends.items())}")
         if self.local_rank == 0:
-            self._add_tensorboard()
+            self.logger.loggers += tensorboard_loggers(self.output_folder, self.dataset_json, self.label_manager)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         recipe = replace(self.recipe, learning_rate=self.initial_lr, weight_decay=self.weight_decay)
@@ -363,6 +364,7 @@ class SharedTrainer(nnUNetTrainer):
                 "iterations": self.num_iterations_per_epoch,
                 "val_iterations": self.num_val_iterations_per_epoch,
                 "precision": self.precision,
+                "learning_rate": self.initial_lr,
                 "batch_size": self.configuration_manager.batch_size,
                 "patch_size": list(self.configuration_manager.patch_size),
             },
@@ -374,6 +376,7 @@ class SharedTrainer(nnUNetTrainer):
             "environment": run_record.describe_environment(),
             "other_datasets": self.other_datasets,
         }
+        self._continue_record()
         self._write_record()
 
     def on_epoch_end(self) -> None:
@@ -447,6 +450,16 @@ class SharedTrainer(nnUNetTrainer):
             self._record["peak_memory_bytes"] = run_record.peak_memory_bytes(self.device)
             write_json(os.path.join(self.output_folder, "run.json"), self._record)
 
+    def _continue_record(self) -> None:
+        """Join this run's record to that of the run it continues, and say what changes in the middle."""
+        epoch = self.current_epoch
+        before = run_record.read_record(self.output_folder) if epoch > 0 else None
+        self.lr_scheduler.step(min(epoch, self.num_epochs - 1))  # as the epoch that follows is about to
+        rates = *self.logger.get_value("lrs", step=None)[-1:], self.optimizer.param_groups[0]["lr"]
+        self._record, warning = run_record.continued(self._record, before, epoch, rates)
+        if warning:
+            self.print_to_log_file(f"WARNING: {warning}")
+
     def _gmacs(self) -> float | None:
         self.set_deep_supervision_enabled(False)
         try:
@@ -454,18 +467,6 @@ class SharedTrainer(nnUNetTrainer):
             return run_record.count_gmacs(self.bare_network(), self.num_input_channels, patch_size, self.device)
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
-
-    def _add_tensorboard(self) -> None:
-        from nnunet_ext.trainers.tensorboard import TensorBoardLogger
-
-        labels = {k: v for k, v in self.dataset_json["labels"].items() if k not in ("background", "ignore")}
-        # nnU-Net's pseudo Dice lists regions as in dataset.json and labels by value.
-        names = list(labels) if self.label_manager.has_regions else sorted(labels, key=lambda name: labels[name])
-        try:
-            logger = TensorBoardLogger(os.path.join(self.output_folder, "tensorboard"), names)
-        except ImportError:
-            return  # the extra is not installed
-        self.logger.loggers.append(logger)
 
 
 def epochs_without_progress(ema_dice: Sequence[float]) -> int:

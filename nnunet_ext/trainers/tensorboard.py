@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
+
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 # nnU-Net's name of a logged value -> its place in TensorBoard.
 _TAGS = {
@@ -14,6 +17,17 @@ _TAGS = {
     "ema_fg_dice": "pseudo_dice/moving_average",
 }
 _PER_CLASS = "dice_per_class_or_region/class_"
+
+
+def tensorboard_loggers(output_folder: str, dataset_json: dict[str, Any], labels: LabelManager) -> list[Any]:
+    """A logger that writes below a fold's folder; [] where the extra `tensorboard` is not installed."""
+    names = {k: v for k, v in dataset_json["labels"].items() if k not in ("background", "ignore")}
+    # nnU-Net's pseudo Dice lists regions as in dataset.json and labels by value.
+    order = list(names) if labels.has_regions else sorted(names, key=lambda name: names[name])
+    try:
+        return [TensorBoardLogger(os.path.join(output_folder, "tensorboard"), order)]
+    except ImportError:
+        return []
 
 
 class TensorBoardLogger:

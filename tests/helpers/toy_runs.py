@@ -1,4 +1,4 @@
-"""Result folders as nnU-Net and this package's trainers leave them: eight cases, two folds, two structures."""
+"""Result folders as nnU-Net and this package's trainers leave them: twelve cases, two folds, two structures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from nnunet_ext.files import write_json
 
 DATASET = "Dataset001_Toy"
-CASES = tuple(f"pat{index // 2}_scan{index % 2}" for index in range(8))
+CASES = tuple(f"pat{index // 2}_scan{index % 2}" for index in range(12))
 AFFINE = np.diag([0.8, 0.8, 2.0, 1.0])
 
 
 def reference(index: int) -> np.ndarray:
-    """Two boxes, (z, y, x); the last case has no tumour."""
+    """Two boxes, (z, y, x); the eighth case has no tumour."""
     array = np.zeros((8, 20, 22 + index), np.uint8)
     array[2:6, 4:15, 4:15] = 1
-    if index < 7:
+    if index != 7:
         array[3:5, 7:10, 6:9] = 2
     return array
 
@@ -41,11 +41,19 @@ def make_dataset(base: Path) -> None:
 
 
 def make_run(
-    base: Path, trainer: str, shift: int, *, plans: str = "nnUNetPlans", epochs: int = 3, edit=None, record: bool = True
+    base: Path,
+    trainer: str,
+    shift: int,
+    *,
+    plans: str = "nnUNetPlans",
+    epochs: int = 3,
+    edit=None,
+    record: bool = True,
+    architecture: dict | None = None,
 ) -> Path:
     """A finished cross-validation whose predictions are the references, moved by `shift` voxels.
 
-    `edit(case, prediction)` may change a prediction in place.
+    `edit(case, prediction)` may change a prediction in place; `architecture` is that of the plans.
     """
     folder = base / "results" / DATASET / f"{trainer}__{plans}__3d_fullres"
     for index, case in enumerate(CASES):
@@ -53,7 +61,11 @@ def make_run(
         if edit is not None:
             edit(case, prediction)
         save(folder / f"fold_{index % 2}" / "validation" / f"{case}.nii.gz", prediction)
-    configuration = {"batch_size": 2, "patch_size": [8, 16, 16]}
+    configuration = {
+        "batch_size": 2,
+        "patch_size": [8, 16, 16],
+        **({"architecture": architecture} if architecture else {}),
+    }
     write_json(folder / "plans.json", {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration}})
     write_json(
         folder / "dataset.json",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.toy_runs import CASES, DATASET, make_dataset, make_run, reference, save
 
+from nnunet_ext import models
 from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.reports.comparison import compare_runs
 from nnunet_ext.reports.evaluation_file import ScoredCase
+from nnunet_ext.reports.facts import facts_about
+from nnunet_ext.reports.figure_set import difference_plots
+from nnunet_ext.reports.render import render
 from nnunet_ext.reports.runs import Method, load_runs
 
 
@@ -55,6 +61,84 @@ def test_no_star_for_a_method_that_the_test_finds_worse():
     assert [row.best for row in data.rows] == [False, True]
 
 
+def test_no_star_for_a_method_that_missed_a_structure():
+    better = run_of("new", np.linspace(0.8, 0.9, 30))
+    runs = [run_of("old", np.linspace(0.5, 0.6, 30)), better]
+    assert [row.best for row in compare_runs(runs).rows] == [False, True]
+    case = better.cases["case_0"]
+    better.cases["case_0"] = replace(case, status={"1": "missed"}, metrics={"1": {**case.metrics["1"], "Dice": 0.0}})
+    data = compare_runs(runs)
+    assert data.pairs[0].p_holm < 0.05 and [row.best for row in data.rows] == [False, False]
+
+
+def test_below_ten_cases_nothing_is_tested_ranked_or_drawn_case_by_case():
+    def made(count: int):
+        return compare_runs([run_of("old", np.linspace(0.5, 0.6, count)), run_of("new", np.linspace(0.8, 0.9, count))])
+
+    few, enough = made(9), made(10)
+    (pair,) = few.pairs
+    assert pair.result.difference == pytest.approx(0.3) and np.isnan(pair.p_holm) and np.isnan(pair.result.p_not_better)
+    assert few.ranks == {} and not any(row.best for row in few.rows) and difference_plots(few) == ""
+    page = render(few, "", None)
+    assert "Below 10 cases nothing is tested." in page
+    for absent in (
+        "Wilcoxon",
+        "P(not better)",
+        "How stable",
+        "Differences case by case",
+        "units",
+        "convention default",
+    ):
+        assert absent not in page, absent
+    assert enough.pairs[0].p_holm < 0.05 and enough.ranks and "svg" in difference_plots(enough)
+    page = render(enough, "", None)
+    assert "Wilcoxon" in page and "probability that the first method is in truth not better" in page
+    assert "units" not in page and "Dice ↑" in page
+
+
+def test_what_reviewers_ask_first_stands_in_the_head(base):
+    row = models.find("segmamba")
+    tiny = {"network_class_name": row.network, "arch_kwargs": {**row.sizes["tiny"], "strides": 1}}
+    make_run(base, "nnUNetTrainerSegMamba", 0, plans="any", architecture=tiny)
+    own = {**tiny, "arch_kwargs": {**tiny["arch_kwargs"], "depths": [9]}}
+    make_run(base, "nnUNetTrainerSegMamba", 0, plans="other", architecture=own)
+    splits = base / "preprocessed" / DATASET / "splits_final.json"
+    write_json(splits, [*read_json(splits), *[{"train": [], "val": []}] * 3])
+    data = compare_runs(load_runs([str(base / "results" / DATASET / "*")], CONVENTIONS["default"]))
+    assert data.methods == ("nnU-Net", "SegMamba tiny", "SegMamba own size")
+    text = "trained 30 of nnU-Net's 250,000 iterations; folds 0 and 1 of 5; 1.2 M parameters"
+    assert [facts_about(run) for run in data.runs] == [text, *[f"{text}, published 67.4 M"] * 2]
+    page = render(data, "", None)
+    assert f"SegMamba tiny</span>: {html.escape(text)}, published" in page
+    record = base / "results" / DATASET / "nnUNetTrainerSegMamba__any__3d_fullres" / "fold_1" / "run.json"
+    write_json(record, {**read_json(record), "settings": {"epochs": 100, "iterations": 25}})
+    (changed,) = [run for run in load_runs([str(base / "results" / DATASET / "*any*")], CONVENTIONS["default"])]
+    assert facts_about(changed).startswith("trained 30 to 2,500 of nnU-Net's 250,000 iterations")
+
+
+def test_the_test_set_stands_beside_the_folds(base, capsys):
+    folders = []
+    for name, shift in (("a", 1), ("b", 0)):
+        for index, case in enumerate(CASES[:3]):
+            save(base / "labelsTs" / f"test_{case}.nii.gz", reference(index))
+            save(base / name / f"test_{case}.nii.gz", np.roll(reference(index), shift, axis=2))
+        folders.append(str(base / name))
+    write_json(base / "labelsTs" / "dataset.json", {"labels": {"background": 0, "liver": 1, "tumour": 2}})
+    second = make_run(base, "nnUNetTrainerSegMamba", 0)
+    runs = [str(base / "results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres"), str(second)]
+    report = ["report", *runs, "-o", str(base / "r.html"), "-q", "--test-set", *folders]
+    assert main(report) == 1 and "run nnunet_ext evaluate -r LABELS -p" in capsys.readouterr().err
+    for folder in folders:
+        labels = ["-r", str(base / "labelsTs"), "--dataset-json", str(base / "labelsTs" / "dataset.json")]
+        assert main(["evaluate", *labels, "-p", folder, "-q"]) == 0
+    assert main(report) == 0
+    page = (base / "r.html").read_text()
+    assert 'id="test-main"' in page and "3 cases that no fold has seen" in page and "Test set: With 3 cases" in page
+    rows = read_json(base / "r.json")["test_set"]["rows"]
+    assert [(row["method"], row["n"]) for row in rows[:2]] == [("nnU-Net", 3), ("SegMamba", 3)]
+    assert main(report[:-1]) == 1 and "names 1 folders for 2 runs" in capsys.readouterr().err
+
+
 def test_a_fold_that_finished_after_the_evaluation_is_noticed(base):
     folder = base / "results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres"
     late = folder / "fold_1"
@@ -69,7 +153,7 @@ def test_a_fold_that_finished_after_the_evaluation_is_noticed(base):
     late.rmdir()
     (base / "late").rename(late)
     text = warnings(base)
-    assert "4 prediction(s) of fold 1 are not in the evaluation (pat0_scan1, pat1_scan1, pat2_scan1, ...)" in text
+    assert "6 prediction(s) of fold 1 are not in the evaluation (pat0_scan1, pat1_scan1, pat2_scan1, ...)" in text
     assert main(["evaluate", "--folds", str(folder), "-q"]) == 0
     text = warnings(base)
     assert "left out" not in text and "not in the evaluation" not in text
@@ -117,4 +201,4 @@ def test_a_reference_is_the_same_in_any_integer_type(base):
         assert main(["evaluate", "--folds", str(folder), "-q"]) == 0
         cases = json.loads((folder / "evaluation" / "summary.json").read_text())["metric_per_case"]
         found.append([case["reference_digest"] for case in cases])
-    assert found[0] == found[1] == found[2] and len(set(found[0])) == 8
+    assert found[0] == found[1] == found[2] and len(set(found[0])) == 12

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +19,9 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS
 from nnunet_ext.files import write_json
 from nnunet_ext.reports.comparison import compare_runs
-from nnunet_ext.reports.methods_text import methods_paragraph
+from nnunet_ext.reports.methods_text import methods_paragraph, why_withheld
+from nnunet_ext.reports.render import render
+from nnunet_ext.reports.resources import in_words, resources_of
 from nnunet_ext.reports.runs import load_runs
 from nnunet_ext.training_log import read_training_log
 
@@ -58,7 +62,7 @@ def test_command_writes_a_page_that_needs_nothing_and_the_table_in_four_forms(ba
         [sys.executable, "-m", "nnunet_ext", "report", pattern, "-o", "out/r.html", "-n1"],
         cwd=base, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "With 8 units the intervals are too narrow" in done.stderr and done.stdout == ""
+    assert "With 12 cases the intervals are too narrow" in done.stderr and done.stdout == ""
     out = base / "out"
     assert sorted(p.name for p in out.iterdir()) == ["r.csv", "r.html", "r.json", "r.md", "r.tex"]
     page = (out / "r.html").read_text()
@@ -73,22 +77,22 @@ def test_command_writes_a_page_that_needs_nothing_and_the_table_in_four_forms(ba
     summary = strict_json(base / "results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres" / "evaluation" /
                           "summary.json")  # fmt: skip
     row = next(r for r in content["rows"] if (r["metric"], r["label"], r["method"]) == ("Dice", "liver", "nnU-Net"))
-    assert row["mean"] == pytest.approx(summary["mean"]["1"]["Dice"]) and row["n"] == 8
+    assert row["mean"] == pytest.approx(summary["mean"]["1"]["Dice"]) and row["n"] == 12
     with open(out / "r.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 3 * 2 and float(rows[0]["mean"]) == pytest.approx(row["mean"])
-    assert "| Dice | liver | SegMamba | 8 | **1.000 ± 0.000** |" in (out / "r.md").read_text()
+    assert "| Dice | liver | SegMamba | 12 | **1.000 ± 0.000** |" in (out / "r.md").read_text()
     assert r"\textbf{1.000 $\pm$ 0.000}" in (out / "r.tex").read_text()
 
 
 def test_statistics_are_those_of_the_cases(base):
     data = compare(base)
     pair = next(p for p in data.pairs if p.label == "liver" and p.metric.key == "Dice")
-    assert (pair.new, pair.old, pair.result.wins, pair.result.losses) == ("SegMamba", "nnU-Net", 8, 0)
+    assert (pair.new, pair.old, pair.result.wins, pair.result.losses) == ("SegMamba", "nnU-Net", 12, 0)
     dice = [c.metrics["1"]["Dice"] for c in data.runs[0].cases.values()]
     assert pair.result.difference == pytest.approx(1 - np.mean(dice))
-    # Eight wins of eight: the smallest two-sided p of the test; Holm over one pair and three labels.
-    assert pair.p_holm == pytest.approx(3 * 2 / 2**8, rel=0.5) and data.ranks["Dice"].share[1].tolist() == [1, 0]
+    # Twelve wins of twelve: the smallest two-sided p of the test; Holm over one pair and three labels.
+    assert pair.p_holm == pytest.approx(3 * 2 / 2**12, rel=0.5) and data.ranks["Dice"].share[1].tolist() == [1, 0]
     mean = data.per_case["nnU-Net", "mean", "Dice"][CASES[0]]
     first = data.runs[0].cases[CASES[0]].metrics
     assert mean == pytest.approx((first["1"]["Dice"] + first["2"]["Dice"]) / 2)
@@ -105,35 +109,113 @@ def test_a_missed_structure_is_charged_and_a_false_alarm_counts_against_one_who_
     data = compare(base)
     rows = {(r.method, r.label, r.metric.key): r for r in data.rows}
     own = rows["UNETR++", TUMOUR, "HD95"]
-    assert (own.missed, own.false_alarms, own.absent, own.description.n) == (1, 1, 0, 8)
+    assert (own.missed, own.false_alarms, own.absent, own.description.n) == (1, 1, 0, 12)
     assert data.per_case["UNETR++", TUMOUR, "HD95"][CASES[0]] == data.runs[0].cases[CASES[0]].diagonal_mm
     other = rows["SegMamba", TUMOUR, "Dice"]
-    assert (other.absent, other.description.n) == (1, 7)
+    assert (other.absent, other.description.n) == (1, 11)
     pair = next(
         p for p in data.pairs
         if (p.new, p.old, p.label, p.metric.key) == ("UNETR++", "SegMamba", TUMOUR, "Dice")
     )  # fmt: skip
-    assert (pair.result.n, pair.result.losses, pair.result.ties) == (8, 2, 6)
+    assert (pair.result.n, pair.result.losses, pair.result.ties) == (12, 2, 10)
 
 
 def test_patients_are_the_units_where_a_pattern_is_given(base):
     data = compare(base, patients=r"(pat\d+)_")
-    assert len(data.units) == 4 and data.rows[0].description.n == 4
+    assert len(data.units) == 6 and data.rows[0].description.n == 6
     cases = data.per_case["nnU-Net", "liver", "Dice"]
     assert data.in_units(cases)["pat0"] == pytest.approx((cases[CASES[0]] + cases[CASES[1]]) / 2)
-    assert "8 cases of 4 patients" in methods_paragraph(data)
+    assert "12 cases of 6 patients" in methods_paragraph(data)
 
 
 def test_methods_paragraph_says_what_the_runs_recorded(base):
     text = methods_paragraph(compare(base))
     for fact in (
-        "8 cases of Dataset001_Toy were predicted in 2-fold cross-validation", "liver, tumour <small>",
+        "12 cases of Dataset001_Toy were predicted in 2-fold cross-validation", "liver, tumour <small>",
         "SegMamba with 1.2 million parameters was trained as nnUNetTrainerSegMamba (nnUNetPlansSegMamba, 3d_fullres)",
         "3 epochs, 10 iterations each, batch size 2, patch size 8×16×16, in bf16, on Toy CPU", "nnunetv2 2.8.1",
         "revision abcdef012345", "larger of the two directed 95th percentiles, mm", "image diagonal", "Wilcoxon",
         "9999 resamples", "repeated trainings was not assessed",
     ):  # fmt: skip
         assert fact in text, fact
+
+
+def edit_record(folder, fold, **facts):
+    """Change a fold's run.json; a dictionary changes only the keys it has."""
+    file = folder / f"fold_{fold}" / "run.json"
+    record = json.loads(file.read_text())
+    merged = {k: {**record.get(k, {}), **v} if isinstance(v, dict) else v for k, v in facts.items()}
+    write_json(file, {**record, **merged})
+
+
+def test_methods_paragraph_counts_the_folds_that_were_planned(base):
+    splits = base / "preprocessed" / DATASET / "splits_final.json"
+    write_json(splits, [*json.loads(splits.read_text()), *[{"train": [], "val": []}] * 3])
+    assert (
+        "12 cases of Dataset001_Toy were predicted, the validation cases of folds 0 and 1 of a 5-fold cross-valida"
+        in (methods_paragraph(compare(base)))
+    )
+    splits.unlink()
+    assert "the validation cases of folds 0 and 1 of a cross-validation, each" in methods_paragraph(compare(base))
+    # Only the cases that are compared count.
+    for folder in (base / "results" / DATASET).iterdir():
+        (folder / "fold_1").rename(base / f"{folder.name}_1")
+        shutil.rmtree(folder / "evaluation")
+        break
+    text = methods_paragraph(compare(base, common_cases=True))
+    assert "6 cases of Dataset001_Toy were predicted, the validation cases of fold 0 of a cross-" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"settings": {"epochs": 2, "iterations": 7}}, "different epochs (fold 0: 3, fold 1: 2)"),
+        ({"settings": {"precision": "fp32"}}, "different precision (fold 0: bf16, fold 1: fp32)"),
+        ({"settings": {"patch_size": [8, 8, 8]}}, "different patch size (fold 0: 8×16×16, fold 1: 8×8×8)"),
+        ({"settings": {"learning_rate": 0.5}}, "different learning rate (fold 0: not recorded, fold 1: 0.5)"),
+        ({"plans": "nnUNetPlansOther"}, "different plans (fold 0: not recorded, fold 1: nnUNetPlansOther)"),
+        ({"software": {"torch": "2.7.0"}}, "different torch (fold 0: 2.6.0, fold 1: 2.7.0)"),
+        ({"settings": {"epochs": 9}}, "fold 1 has trained 3 of its 9 epochs"),
+    ],
+)
+def test_no_methods_paragraph_of_folds_that_were_not_trained_alike(base, facts, reason):
+    assert why_withheld(compare(base)) == []
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    edit_record(folder, 1, **facts)
+    data = compare(base)
+    assert any(text.startswith("SegMamba: ") and reason in text for text in why_withheld(data))
+    assert any(reason in text for text in data.warnings)
+    page = render(data, "", None)
+    assert "methods-text" not in page and "No text: " in page and html.escape(reason) in page
+
+
+def test_a_training_that_was_resumed_with_other_settings_is_shown(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    start = {"event": "start", "epoch": 0, "settings": {"epochs": 2, "precision": "bf16"}}
+    same = {"event": "resume", "epoch": 1, "date": "2026-01-02T03:04:05+00:00", "settings": start["settings"]}
+    edit_record(folder, 0, history=[start, same])
+    data = compare(base)
+    assert why_withheld(data) == [] and "2026-01-02T03:04:05+00:00" in render(data, "", None)
+    edit_record(folder, 0, history=[start, same, {**same, "epoch": 2, "settings": {"epochs": 3, "precision": "bf16"}}])
+    data = compare(base)
+    assert why_withheld(data) == ["SegMamba: fold 0 was resumed at epoch 2 with other settings (epochs 2, then 3)"]
+    assert "epochs 2, then 3</td>" in render(data, "", None)
+
+
+def test_a_fold_that_left_no_record_withholds_the_paragraph_too(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    (folder / "fold_1" / "run.json").unlink()
+    (reason, *_) = why_withheld(compare(base))
+    assert "SegMamba: its folds were trained with different" in reason and "fold 1: not recorded" in reason
+
+
+def test_values_that_folds_do_not_share_are_ranges(base):
+    folder = base / "results" / DATASET / "nnUNetTrainerSegMamba__nnUNetPlansSegMamba__3d_fullres"
+    edit_record(folder, 1, settings={"epochs": 9, "patch_size": [8, 8, 8]}, hardware={"processor": "Other CPU"})
+    own = in_words(resources_of(compare(base).runs[1]))
+    assert (own["epochs"], own["patch"], own["device"]) == ("3 to 9", "8×8×8 and 8×16×16", "Toy CPU and Other CPU")
+    warnings = "\n".join(compare(base).warnings)
+    assert "epochs (nnU-Net 3, SegMamba 3 and 9)" in warnings
 
 
 def test_unfair_comparisons_are_pointed_out(base):
@@ -148,7 +230,7 @@ def test_unfair_comparisons_are_pointed_out(base):
     (other / "fold_1" / moved).rename(other / "fold_0" / moved)
     (base / "preprocessed" / DATASET / "splits_final.json").unlink()
     warnings = "\n".join(compare(base).warnings)
-    assert "Folds differ: 1 of 8 cases are in another fold of UNETR++" in warnings
+    assert "Folds differ: 1 of 12 cases are in another fold of UNETR++" in warnings
     assert "Schedules differ: epochs (" in warnings and "UNETR++ 5" in warnings
     assert "UNETR++ never found tumour <small> in fold 1" in warnings
     assert "unknown: no run.json" in warnings
@@ -186,10 +268,10 @@ def test_different_cases_are_refused_not_intersected(base, capsys):
     pattern = base / "results" / DATASET / "*"
     assert run(pattern, "-o", base / "r.html", "-q") == 1
     message = capsys.readouterr().err
-    assert f"UNETR++ lacks 1 ({CASES[0]})" in message and "--common-cases to compare the 7" in message
+    assert f"UNETR++ lacks 1 ({CASES[0]})" in message and "--common-cases to compare the 11" in message
     assert not (base / "r.html").exists()
     assert run(pattern, "-o", base / "r.html", "-q", "--common-cases") == 0
-    assert "Only the 7 cases that all runs have are compared" in (base / "r.html").read_text()
+    assert "Only the 11 cases that all runs have are compared" in (base / "r.html").read_text()
 
 
 def test_missing_predictions_are_decided_on_by_evaluate(base, capsys):

@@ -80,7 +80,7 @@ def story(cluster, tmp_path_factory) -> Story:
         "NNUNET_EXT_EPOCHS": str(EPOCHS), "NNUNET_EXT_ITERATIONS": "2", "NNUNET_EXT_VAL_ITERATIONS": "1",
         "NNUNET_EXT_CHECKPOINT_EVERY": "1",
     }  # fmt: skip
-    what = ("-d", "990", "-c", "3d_fullres", "-p", PLANS, "--gpus", "0", "--cpus", "1")
+    what = ("-d", "990", "-c", "3d_fullres", "-p", PLANS, "--gpus", "0", "--cpus", "1", "--short-training")
     folder = base / "jobs"
     results = base / "nnUNet_results" / dataset.name / f"{INTERRUPTED}__{PLANS}__3d_fullres"
     reference = base / "reference" / dataset.name / results.name

@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 from helpers.pipelines import DATASET, TRAIN, slurm
 
+from nnunet_ext.cli.main import main
+from nnunet_ext.errors import UserError
+from nnunet_ext.slurm.compose import compose
+from nnunet_ext.slurm.job import Resources
 from nnunet_ext.slurm.progress import read_progress
 
 
 def test_writes_and_shows(base):
-    done = slurm(base, *TRAIN, "--at-once", "2", NNUNET_EXT_EPOCHS="50", nnUNet_compile="f")
+    done = slurm(base, *TRAIN, "--at-once", "2", "--short-training", NNUNET_EXT_EPOCHS="50", nnUNet_compile="f")
     assert done.returncode == 0, done.stderr
+    assert "6_report    Compare the runs on one page.  [4 CPUs, 16 GiB, 2:00 h]" in done.stdout
     assert "2_train     Train Dataset007_Toy 3d_fullres" in done.stdout and "[5 x 12 CPUs, 1 GPU" in done.stdout
-    assert done.stderr.strip().startswith("nothing submitted") and done.stderr.strip().endswith("submit.sh")
+    assert "nothing submitted" in done.stderr and done.stderr.strip().endswith("submit.sh")
     folder = base / f"slurm_{DATASET}_3d_fullres"
     assert {path.name for path in folder.iterdir()} == {
         "pipeline.json", "submit.sh", "logs", "done", "1_prepare.sh", "2_train.sh", "3_select.sh", "4_predict.sh",
@@ -25,6 +30,86 @@ def test_writes_and_shows(base):
     train = (folder / "2_train.sh").read_text()
     assert "export NNUNET_EXT_EPOCHS=50\n" in train and "export nnUNet_compile=f\n" in train
     assert "#SBATCH --array=0-4%2\n" in train
+
+
+def test_what_this_shell_has_set_is_listed_and_a_short_training_is_asked_about(base):
+    trial = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_PRECISION": "bf16", "nnUNet_n_proc_DA": "1"}
+    done = slurm(base, *TRAIN, **trial)
+    assert done.returncode == 2 and not (base / f"slurm_{DATASET}_3d_fullres").exists()
+    *listed, refusal = done.stderr.splitlines()
+    assert listed == [
+        "set in this shell, and so in the scripts:", "  NNUNET_EXT_EPOCHS=1  (nnU-Net's own: 1000)",
+        "  NNUNET_EXT_PRECISION=bf16", "  nnUNet_n_proc_DA=1  (instead of what follows from 12 CPUs)",
+    ]  # fmt: skip
+    assert "NNUNET_EXT_EPOCHS=1 is set in this shell and makes every training short; unset it" in refusal
+    assert slurm(base, *TRAIN, "--dry-run", **trial).returncode == 0, "nothing is written"
+    longer = slurm(base, *TRAIN, NNUNET_EXT_EPOCHS="2000")
+    assert longer.returncode == 0 and "  NNUNET_EXT_EPOCHS=2000" in longer.stderr
+    assert "set in this shell" not in slurm(base, *TRAIN, "-o", "other").stderr
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
+def test_the_question_about_a_short_training(base, monkeypatch, capsys, answer, status):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(base / name))
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "5")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda: answer)
+    assert main(["slurm", *TRAIN, "-o", str(base / "jobs")]) == status
+    assert "NNUNET_EXT_EPOCHS=5: this makes every training short. Write it" in capsys.readouterr().err
+    assert (base / "jobs").exists() == (status == 0)
+
+
+def finish(base: Path, fold: int, record: dict | None) -> None:
+    """A finished fold of nnUNetTrainerExt, with this run.json."""
+    folder = base / "nnUNet_results" / DATASET / "nnUNetTrainerExt__nnUNetPlans__3d_fullres" / f"fold_{fold}"
+    (folder / "validation").mkdir(parents=True, exist_ok=True)
+    (folder / "validation" / "summary.json").write_text("{}")
+    if record is not None:
+        (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("how", [("--local", "--gpus", "0"), ()])
+def test_folds_that_were_finished_by_another_schedule_are_refused(base, how):
+    trial = {"settings": {"epochs": 1, "iterations": 250}, "environment": {"NNUNET_EXT_EPOCHS": "1"}}
+    finish(base, 0, trial)
+    done = slurm(base, *TRAIN, *how)
+    assert done.returncode == 1 and not (base / f"slurm_{DATASET}_3d_fullres").exists()
+    (line,) = done.stderr.splitlines()
+    assert "nnUNetTrainerExt nnUNetPlans fold 0 with NNUNET_EXT_EPOCHS 1 (now unset)" in line
+    assert "fold_0), or keep what is there with --accept-finished" in line
+
+
+@pytest.mark.parametrize(
+    ("record", "variables", "difference"),
+    [
+        ({"settings": {"epochs": 1}}, {"NNUNET_EXT_EPOCHS": "2"}, "NNUNET_EXT_EPOCHS 1 (now 2)"),
+        ({"settings": {"precision": "fp32"}, "environment": {}}, {"NNUNET_EXT_PRECISION": "bf16"}, "fp32 (now bf16)"),
+        ({"environment": {"NNUNET_EXT_EPISODE_DATASETS": "5"}}, {}, "NNUNET_EXT_EPISODE_DATASETS 5 (now unset)"),
+        ({"settings": {"batch_size": 3}}, {}, "batch size 3 (the plans now say 2)"),
+        ({"settings": {"learning_rate": 0.01}, "environment": {}}, {"NNUNET_EXT_LEARNING_RATE": "1e-2"}, None),
+        ({"settings": {"epochs": 1000}, "environment": {}}, {"NNUNET_EXT_EPOCHS": "1000"}, None),
+        ({"settings": {"epochs": 7}}, {}, None),  # a record from before variables were recorded
+        ({"settings": 3, "environment": []}, {}, None),
+        (None, {"NNUNET_EXT_EPOCHS": "2"}, None),  # nnU-Net's own trainers leave none
+    ],
+)
+def test_what_is_another_schedule(base, monkeypatch, record, variables, difference):
+    finish(base, 1, record)
+    plans = base / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"
+    configuration = {"data_identifier": "nnUNetPlans_3d_fullres", "batch_size": 2, "patch_size": [8, 8, 8]}
+    plans.write_text(json.dumps({"configurations": {"3d_fullres": configuration}}))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(base / name))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    arguments = (DATASET, ["nnUNetTrainerExt"], "3d_fullres", ["nnUNetPlans"], ["0", "1"], Resources())
+    if difference is None:
+        compose(*arguments)
+    else:
+        with pytest.raises(UserError, match=re.escape(difference)):
+            compose(*arguments)
+        assert compose(*arguments, accept_finished=True).accept_finished
 
 
 def test_local_run_without_a_shell_writes_nothing(base):

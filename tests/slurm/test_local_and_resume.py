@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.folder import load, write
 from nnunet_ext.slurm.job import Resources
@@ -189,6 +190,19 @@ def test_resume_after_the_folds(submitted):
         ("5_evaluate", (), False),
         ("6_report", (), True),
     ]
+
+
+def test_resume_refuses_folds_of_another_schedule_than_the_scripts_have(submitted, capsys):
+    pipeline = submitted("", finished="0")
+    folder = pipeline.result_folder(pipeline.runs[0]) / "fold_0"
+    (folder / "run.json").write_text(json.dumps({"settings": {"epochs": 3}, "environment": {"NNUNET_EXT_EPOCHS": "3"}}))
+    assert main(["slurm", "resume", pipeline.folder, "--dry-run"]) == 1
+    assert "fold 0 with NNUNET_EXT_EPOCHS 3 (now unset)" in capsys.readouterr().err
+    assert main(["slurm", "resume", pipeline.folder, "--dry-run", "--accept-finished"]) == 0
+    # Edited scripts are submitted as they are, so what they export counts.
+    script = Path(pipeline.folder, "2_train.sh")
+    script.write_text(script.read_text().replace("\ntrainers=", "\nexport NNUNET_EXT_EPOCHS='3'\ntrainers=", 1))
+    assert main(["slurm", "resume", pipeline.folder, "--dry-run"]) == 0
 
 
 def test_broken_jobs_file_is_named(submitted):

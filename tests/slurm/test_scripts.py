@@ -18,7 +18,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.slurm.dialects import DIALECTS, script
 from nnunet_ext.slurm.folder import expand, files, load, write
 from nnunet_ext.slurm.job import parse_memory, parse_minutes
-from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, jobs
+from nnunet_ext.slurm.pipeline import TRAIN, Pipeline, Small, jobs
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -54,6 +54,29 @@ def test_several_gpus_and_none():
     assert "nnUNet_n_proc_DA=$((cpus / 4 > 1 ? cpus / 4 - 1 : 1))" in several  # workers of each of the four
     none = script(jobs(replace(FULL, resources=replace(FULL.resources, gpus=0)))[1], "slurm")
     assert "gres" not in none and " -device cpu --c &" in none and 'OMP_NUM_THREADS="$cpus"' in none
+
+
+def test_steps_without_a_gpu_ask_for_little():
+    training = replace(FULL.resources, extra=("--gres=gpu:a100:1", "-G 1", "--qos=gpu", "--account gpus"))
+
+    def asked(**changes) -> dict[str, str]:
+        return {job.name[2:]: script(job, "slurm") for job in jobs(replace(FULL, resources=training, **changes))}
+
+    steps = asked()
+    for name, (cpus, memory, limit) in {
+        "prepare": (8, 32768, "08:00:00"), "select": (4, 16384, "02:00:00"), "evaluate": (4, 16384, "02:00:00"),
+        "report": (4, 16384, "02:00:00"), "train": (12, 65536, "24:00:00"), "predict": (12, 65536, "24:00:00"),
+    }.items():  # fmt: skip
+        text = steps[name]
+        for line in (f"--cpus-per-task={cpus}", f"--mem={memory}M", f"--time={limit}", "--qos=gpu", "--account gpus"):
+            assert f"#SBATCH {line}\n" in text, (name, line)
+        on_gpu = name in ("train", "predict")
+        assert ("--gres=gpu:a100:1" in text) == ("-G 1" in text) == ("--gres=gpu:1" in text) == on_gpu
+    own = asked(small=Small(cpus=2, memory_mib=100_000, minutes=3000))["report"]
+    assert "--cpus-per-task=2\n" in own and "--mem=100000M\n" in own and "--time=50:00:00\n" in own
+    # Never more than the training, whose limits the partition may have.
+    training = replace(training, cpus=2, memory_mib=3072, minutes=30)
+    assert "--cpus-per-task=2\n" in (text := asked()["prepare"]) and "--mem=3072M\n" in text and "00:30:00" in text
 
 
 def test_steps_without_anything_to_do_are_left_out():

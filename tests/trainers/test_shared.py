@@ -20,6 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
 from nnunet_ext.inference.model_folder import open_model_folder
+from nnunet_ext.reports.training_records import read_run_record
 from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
@@ -172,6 +173,36 @@ def test_sigterm_stops_at_the_next_batch_and_repeats_the_epoch(make_trainer):
     assert resumed.current_epoch == 1
     resumed.run_training()
     assert len(resumed.logger.get_value("train_losses", None)) == 2
+
+
+def test_a_finished_run_that_goes_on_says_what_changes_and_keeps_its_history(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "1")
+    first = make_trainer(nnUNetTrainerSegMamba)
+    first.run_training()
+    final = str(Path(first.output_folder, "checkpoint_final.pth"))
+
+    def go_on(epochs: int) -> tuple[list[str], dict]:
+        monkeypatch.setenv("NNUNET_EXT_EPOCHS", str(epochs))
+        trainer = make_trainer(nnUNetTrainerSegMamba)
+        trainer.load_checkpoint(final)
+        trainer.run_training()
+        lines = Path(trainer.log_file).read_text().splitlines()
+        record = json.loads(Path(trainer.output_folder, "run.json").read_text())
+        return [line for line in lines if "WARNING" in line], record
+
+    warnings, record = go_on(1)  # as for a validation that was cut off
+    assert warnings == [] and record["settings"]["epochs"] == 1
+    ((warning,), record) = go_on(2)
+    assert "epoch 1 continues a run of other settings: epochs 1, now 2. The learning rate goes from 0.01" in warning
+    assert f" to {0.01 * 0.5**0.9:.3g}; run.json keeps both" in warning
+    assert [(entry["event"], entry["epoch"], entry["settings"]["epochs"]) for entry in record["history"]] == [
+        ("start", 0, 1), ("resume", 1, 1), ("resume", 1, 2),
+    ]  # fmt: skip
+    assert all(entry["date"] and entry["software"]["torch"] for entry in record["history"])
+    ((warning,), record) = go_on(1)
+    assert "the checkpoint has 2 epochs, more than 1: none follows" in warning
+    assert record["settings"]["epochs"] == 2, "the settings the network was trained with"
+    assert len(record["epoch_seconds"]) == 2 and read_run_record(Path(final).with_name("run.json"))["history"]
 
 
 def test_latest_follows_the_interval_and_keeps_the_one_before(make_trainer, monkeypatch):

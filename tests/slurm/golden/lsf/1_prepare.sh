@@ -4,10 +4,10 @@
 #BSUB -J Dataset004_1_prepare
 #BSUB -o "/home/me/my jobs/logs/1_prepare_%J.log"
 #BSUB -r
-#BSUB -n 12
-#BSUB -R "span[hosts=1] rusage[mem=65536MB/host]"
-#BSUB -M 65536MB
-#BSUB -W 24:00
+#BSUB -n 8
+#BSUB -R "span[hosts=1] rusage[mem=32768MB/host]"
+#BSUB -M 32768MB
+#BSUB -W 08:00
 #BSUB -q cpu
 #BSUB -P lab
 #BSUB -u me@example.org

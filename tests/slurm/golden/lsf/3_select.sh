@@ -4,10 +4,10 @@
 #BSUB -J Dataset004_3_select
 #BSUB -o "/home/me/my jobs/logs/3_select_%J.log"
 #BSUB -r
-#BSUB -n 12
-#BSUB -R "span[hosts=1] rusage[mem=65536MB/host]"
-#BSUB -M 65536MB
-#BSUB -W 24:00
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=16384MB/host]"
+#BSUB -M 16384MB
+#BSUB -W 02:00
 #BSUB -q cpu
 #BSUB -P lab
 #BSUB -u me@example.org

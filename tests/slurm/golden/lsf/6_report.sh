@@ -4,10 +4,10 @@
 #BSUB -J Dataset004_6_report
 #BSUB -o "/home/me/my jobs/logs/6_report_%J.log"
 #BSUB -r
-#BSUB -n 12
-#BSUB -R "span[hosts=1] rusage[mem=65536MB/host]"
-#BSUB -M 65536MB
-#BSUB -W 24:00
+#BSUB -n 4
+#BSUB -R "span[hosts=1] rusage[mem=16384MB/host]"
+#BSUB -M 16384MB
+#BSUB -W 02:00
 #BSUB -q cpu
 #BSUB -P lab
 #BSUB -u me@example.org
@@ -33,5 +33,5 @@ export nnUNet_preprocessed=/data/nnUNet_preprocessed
 export nnUNet_results=/data/nnUNet_results
 export NNUNET_EXT_EPOCHS=250
 
-nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres -o "$folder/report.html" -n "$cpus"
+nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres --test-set '/home/me/my jobs/predictions/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres_postprocessed' '/home/me/my jobs/predictions/nnUNetTrainerExt__nnUNetPlans__3d_fullres_postprocessed' -o "$folder/report.html" -n "$cpus"
 touch "$folder/done/6_report"

@@ -5,8 +5,8 @@
 #PBS -j oe
 #PBS -o "/home/me/my jobs/logs/"
 #PBS -r y
-#PBS -l select=1:ncpus=12:mem=65536mb
-#PBS -l walltime=24:00:00
+#PBS -l select=1:ncpus=8:mem=32768mb
+#PBS -l walltime=08:00:00
 #PBS -q cpu
 #PBS -A lab
 #PBS -M me@example.org

@@ -5,8 +5,8 @@
 #PBS -j oe
 #PBS -o "/home/me/my jobs/logs/"
 #PBS -r y
-#PBS -l select=1:ncpus=12:mem=65536mb
-#PBS -l walltime=24:00:00
+#PBS -l select=1:ncpus=4:mem=16384mb
+#PBS -l walltime=02:00:00
 #PBS -q cpu
 #PBS -A lab
 #PBS -M me@example.org
@@ -32,5 +32,5 @@ export nnUNet_preprocessed=/data/nnUNet_preprocessed
 export nnUNet_results=/data/nnUNet_results
 export NNUNET_EXT_EPOCHS=250
 
-nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres -o "$folder/report.html" -n "$cpus"
+nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres --test-set '/home/me/my jobs/predictions/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres_postprocessed' '/home/me/my jobs/predictions/nnUNetTrainerExt__nnUNetPlans__3d_fullres_postprocessed' -o "$folder/report.html" -n "$cpus"
 touch "$folder/done/6_report"

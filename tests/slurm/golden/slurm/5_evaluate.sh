@@ -7,9 +7,9 @@
 #SBATCH --requeue
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=12
-#SBATCH --mem=65536M
-#SBATCH --time=24:00:00
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16384M
+#SBATCH --time=02:00:00
 #SBATCH --partition=cpu
 #SBATCH --account=lab
 #SBATCH --mail-user=me@example.org

@@ -7,9 +7,9 @@
 #SBATCH --requeue
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=12
-#SBATCH --mem=65536M
-#SBATCH --time=24:00:00
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=16384M
+#SBATCH --time=02:00:00
 #SBATCH --partition=cpu
 #SBATCH --account=lab
 #SBATCH --mail-user=me@example.org
@@ -35,5 +35,5 @@ export nnUNet_preprocessed=/data/nnUNet_preprocessed
 export nnUNet_results=/data/nnUNet_results
 export NNUNET_EXT_EPOCHS=250
 
-nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres -o "$folder/report.html" -n "$cpus"
+nnunet_ext report /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres /data/nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerExt__nnUNetPlans__3d_fullres --test-set '/home/me/my jobs/predictions/nnUNetTrainerSegMamba__nnUNetPlansSegMambaTiny__3d_fullres_postprocessed' '/home/me/my jobs/predictions/nnUNetTrainerExt__nnUNetPlans__3d_fullres_postprocessed' -o "$folder/report.html" -n "$cpus"
 touch "$folder/done/6_report"
