@@ -1,15 +1,21 @@
-"""Write plans that name one of our networks at a chosen size.
+"""Write plans that name one of our networks at a chosen size, or any network by its dotted path.
 
 The plans are derived from nnU-Net's own for the same data set: spacing, normalisation and folders stay, so data that
 are preprocessed already are used as they are. With --memory nothing is written: a table shows which patch and batch
 fit GPUs of several sizes; --gpu-memory-target takes one of them. Without a model, plans of any network are copied with
 the fast preprocessor, whose output is nnU-Net's.
 
+--network takes any torch.nn.Module that can be imported: how it is called, which sizes it takes and what it returns is
+found out and written into the plans; --set gives arguments of its constructor, --dry-run shows what was found.
+
 example:
   nnunet_ext plan -d 4 --model segmamba --memory
   nnunet_ext plan -d 4 --model segmamba --gpu-memory-target 24
   nnunet_ext plan -d 4 --model segmamba --size tiny
   nnUNetv2_train 4 3d_fullres 0 -p nnUNetPlansSegMambaTiny -tr nnUNetTrainerSegMamba
+  nnunet_ext plan -d 4 --network monai.networks.nets.SegResNet --set init_filters=16 --dry-run
+  nnunet_ext plan -d 4 --network monai.networks.nets.SegResNet --set init_filters=16
+  nnUNetv2_train 4 3d_fullres 0 -p nnUNetPlansSegResNet -tr nnUNetTrainerNetwork
   nnunet_ext plan -d 4 --fast-preprocessing
   nnUNetv2_preprocess -d 4 -plans_name nnUNetPlansFast -c 3d_fullres
 """
@@ -18,22 +24,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_ext import models
 from nnunet_ext.cli.numbers import at_least_one, gigabytes
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from nnunet_ext.plans.write import Planned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 4 or Dataset004_Hippocampus")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", choices=sorted(models.planned()), help="which network")
+    what.add_argument("--network", metavar="PATH", help="any network, such as monai.networks.nets.SegResNet")
     what.add_argument("--fast-preprocessing", action="store_true", help="keep the network; only preprocess faster")
     every_size = sorted({size for model in models.planned().values() for size in model.sizes})
-    parser.add_argument("--size", default="base", choices=every_size, help="preset; base is the published network")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        help="arguments of the network; @channels, @classes, @axes and @grid stand for the data set's",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; show what was found out")
+    parser.add_argument("--size", choices=every_size, help="preset (default: base, the published network)")
     parser.add_argument("-c", "--configurations", nargs="+", metavar="NAME", help="such as 3d_fullres (default: all)")
     parser.add_argument("-p", "--base-plans", default="nnUNetPlans", help="existing plans to derive from (%(default)s)")
     parser.add_argument("--patch-size", nargs="+", type=int, metavar="N", help="voxels per axis, in the plan's order")
@@ -56,14 +76,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.plans.write import write_fast_preprocessing, write_plans
 
+    for option, value in (("--set", arguments.set), ("--dry-run", arguments.dry_run)):
+        if value and not arguments.network:
+            raise UsageError(f"{option} belongs to --network")
     if arguments.fast_preprocessing:
         return _fast_preprocessing(arguments, write_fast_preprocessing)
+    model, size = _model(arguments)
     if arguments.memory is not None:
-        return _show_memory(arguments)
+        return _show_memory(arguments, model, size)
     path, planned = write_plans(
         arguments.dataset,
-        arguments.model,
-        arguments.size,
+        model,
+        size,
         base_plans=arguments.base_plans,
         configurations=arguments.configurations,
         patch_size=arguments.patch_size,
@@ -71,10 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
         gpu_gigabytes=arguments.gpu_memory_target,
         plans_name=arguments.plans_name,
         progress=True,
+        dry_run=arguments.dry_run,
     )
     if arguments.json:
         print(json.dumps({"plans": str(path), "configurations": [vars(p) for p in planned]}, indent=2))
-    print(f"{path}\n", file=sys.stderr)
+    if arguments.network:
+        _show_findings(planned)
+    print(f"{path}{' was not written' if arguments.dry_run else ''}\n", file=sys.stderr)
     heading = ("configuration", "patch", "batch", "parameters", "preprocessed", "GPU memory")
     rows = [
         (
@@ -88,13 +115,48 @@ def run(arguments: argparse.Namespace) -> int:
         for p in planned
     ]
     _print_table(heading, rows)
-    trainer = models.find(arguments.model).trainers[0].name
+    if arguments.dry_run:
+        return 0
+    trainer = model.trainers[0].name
     example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
     print(f"\nnext: {example}", file=sys.stderr)
     return 0
 
 
-def _show_memory(arguments: argparse.Namespace) -> int:
+def _model(arguments: argparse.Namespace) -> tuple[models.Model, str]:
+    """The row to plan for, and one of its sizes."""
+    if not arguments.network:
+        return models.find(arguments.model), arguments.size or "base"
+    from nnunet_ext.plans.adapted import row_of_network
+    from nnunet_ext.plans.constructor import parse_settings
+
+    if arguments.size:
+        raise UsageError("--size belongs to --model; the size of a --network is given with --set")
+    row, left_out = row_of_network(
+        arguments.dataset,
+        arguments.network,
+        parse_settings(arguments.set or ()),
+        base_plans=arguments.base_plans,
+        configurations=arguments.configurations,
+        patch_size=arguments.patch_size,
+    )
+    for name, why in left_out.items():
+        print(f"left out {name}: {why}", file=sys.stderr)
+    return row, ""
+
+
+def _show_findings(planned: Sequence[Planned]) -> None:
+    """What was found out, per configuration, each fact that is the same for several once."""
+    shown: dict[tuple[str, str], list[str]] = {}
+    for configuration in planned:
+        for fact, words in configuration.arguments["found"].items():
+            shown.setdefault((fact, words), []).append(configuration.configuration)
+    facts = sorted(shown.items(), key=lambda item: list(planned[0].arguments["found"]).index(item[0][0]))
+    _print_table(("found", "for", ""), [(fact, ", ".join(names), words) for (fact, words), names in facts])
+    print(file=sys.stderr)
+
+
+def _show_memory(arguments: argparse.Namespace, model: models.Model, size: str) -> int:
     from tqdm import tqdm
 
     from nnunet_ext.plans.offer import MEMORY_SIZES_GB, offers
@@ -104,11 +166,11 @@ def _show_memory(arguments: argparse.Namespace) -> int:
     if written:
         raise UserError(f"--{written[0].replace('_', '-')} belongs to plans that are written; --memory writes none")
     configurations = data_of_plans(
-        arguments.dataset, arguments.model, base_plans=arguments.base_plans, configurations=arguments.configurations
+        arguments.dataset, model, base_plans=arguments.base_plans, configurations=arguments.configurations
     )
     sizes = sorted(arguments.memory) or MEMORY_SIZES_GB
     total = len(sizes) * len(configurations)
-    each = offers(arguments.model, arguments.size, configurations, sizes)
+    each = offers(model, size, configurations, sizes)
     found = list(tqdm(each, total=total, desc="estimate", unit="GPU", delay=2, leave=False))
     if arguments.json:
         rows = [{**vars(offer), "fit": offer.fit and vars(offer.fit)} for offer in found]
@@ -127,7 +189,9 @@ def _show_memory(arguments: argparse.Namespace) -> int:
         for offer in found
     ]
     _print_table(heading, lines)
-    chosen = f"nnunet_ext plan -d {arguments.dataset} --model {arguments.model} --size {arguments.size}"
+    which = f"--network {arguments.network}" if arguments.network else f"--model {model.name} --size {size}"
+    settings = f" --set {shlex.join(arguments.set)}" if arguments.set else ""
+    chosen = f"nnunet_ext plan -d {arguments.dataset} {which}{settings}"
     print(f"\nnothing written; next: {chosen} --gpu-memory-target {sizes[-1]:g}", file=sys.stderr)
     return 0 if any(offer.fit for offer in found) else 1
 

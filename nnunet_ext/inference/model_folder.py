@@ -39,7 +39,7 @@ def open_model_folder(
         folder: holds plans.json, dataset.json and the folders of the folds.
         folds: numbers or "all", whose predictions are averaged; None takes the first there is.
         checkpoint: name of the file in the folder of each fold.
-        trust: read checkpoints as nnU-Net does, which runs whatever they hold.
+        trust: read checkpoints as nnU-Net does, which runs whatever they hold, and call whatever the plans name.
 
     Raises:
         UserError: a file is missing or damaged, a checkpoint holds more than tensors and plain values, or the files do
@@ -55,6 +55,8 @@ def open_model_folder(
     if axes is not None and not all(axis in range(len(settings.patch_size)) for axis in axes):
         raise UserError(f"{paths[0]} allows mirroring along the axes {shown(list(axes))}, which {name} does not have")
     weights = [content["network_weights"] for content in contents]
+    if not trust:
+        _check_trust(folder / "plans.json", settings)
     network = _build(folder, first["trainer_name"], manager, settings, dataset, weights[0])
     # The first fold's last, because they stay.
     for path, parameters in reversed(list(zip(paths, weights, strict=True))):
@@ -117,6 +119,21 @@ def find_trainer(name: str, trained: str) -> Any:
         raise UserError(
             f"{trained} was trained by {shown(name)}, which is not installed here ({reason_of(error)[:300]})"
         ) from None
+
+
+def _check_trust(plans: Path, settings: ConfigurationManager) -> None:
+    """Ask the class that plans name whether it would call more than classes of networks on their behalf.
+
+    Raises:
+        UserError: it would.
+    """
+    try:
+        ask = getattr(pydoc.locate(settings.network_arch_class_name), "why_untrusted", None)
+        reason = ask and ask(settings.network_arch_init_kwargs)
+    except Exception as error:  # what they name is imported on the way
+        raise UserError(f"{plans} describes a network that does not work ({reason_of(error)[:300]})") from None
+    if reason:
+        raise UserError(f"{plans} names {reason}; {_OTHERWISE}")
 
 
 def _build(

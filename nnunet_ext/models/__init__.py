@@ -15,7 +15,7 @@ import functools
 import importlib.metadata
 import sys
 
-from nnunet_ext.models import medsegdiff, nnunet, sam_med3d, segmamba, unetrpp, universeg
+from nnunet_ext.models import adapted, medsegdiff, nnunet, sam_med3d, segmamba, unetrpp, universeg
 from nnunet_ext.models.model import Model, Paper, Trainer, Weights, WeightsFile, load
 
 ENTRY_POINTS = "nnunet_ext.models"
@@ -27,6 +27,7 @@ OWN = (
     sam_med3d.MODEL,
     medsegdiff.MODEL,
     universeg.MODEL,
+    adapted.MODEL,
 )
 
 __all__ = ["OWN", "Model", "Paper", "Trainer", "Weights", "WeightsFile", "find", "load", "others", "planned", "rows"]
@@ -38,16 +39,18 @@ def rows() -> tuple[Model, ...]:
 
 
 def planned() -> dict[str, Model]:
-    """Name -> row of the models whose network plans can name; nnU-Net's own networks are left out."""
-    return {model.name: model for model in rows() if model.network}
+    """Name -> row of the models that have sizes to plan; not nnU-Net's own networks nor those named by path."""
+    return {model.name: model for model in rows() if model.network and model.sizes}
 
 
-def find(name: str) -> Model:
-    """The row called `name`.
+def find(name: str | Model) -> Model:
+    """The row called `name`; a row is returned as it is, such as one made for a network named by its path.
 
     Raises:
         ValueError: there is none; the message lists those there are.
     """
+    if isinstance(name, Model):
+        return name
     for model in rows():
         if model.name == name:
             return model

@@ -7,7 +7,7 @@ for the network, and imported by `load` when it is needed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,7 @@ class Model:
         network: dotted path of the class that plans name, a file format; None for nnU-Net's own networks.
         sizes: size -> keyword arguments of the network, smallest first; `base` is the published network.
         from_patch: `module:function` of (patch_size, strides as nnU-Net plans them), the keyword arguments that follow
-            from a configuration; None if nothing does.
+            from a configuration; None if nothing does. A row that is made and not written has the function itself.
         step: module with the training step, see `nnunet_ext.steps`.
         loss: `module:function` of (output, target) where that is not nnU-Net's Dice + cross-entropy.
         on_gpu: `module:function` of the network that makes a CPU take the path of a GPU where these differ in memory,
@@ -117,7 +117,7 @@ class Model:
     trainers: tuple[Trainer, ...]
     network: str | None = None
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    from_patch: str | None = None
+    from_patch: str | Callable[[Any, Any], dict[str, Any]] | None = None
     step: str = "nnunet_ext.steps.supervised"
     loss: str | None = None
     on_gpu: str | None = None
@@ -152,16 +152,18 @@ class Model:
 
     @property
     def planner(self) -> str | None:
-        """Name of its planner, after `-pl`; None for nnU-Net's own networks, which have nnU-Net's planners."""
-        return f"nnUNetPlanner{self.suffix}" if self.network else None
+        """Name of its planner, after `-pl`; None for networks without sizes: nnU-Net's own, which have its planners."""
+        return f"nnUNetPlanner{self.suffix}" if self.network and self.sizes else None
 
 
-def load(path: str) -> Any:
-    """The object at `module:name`, at `module.Class`, or a module.
+def load(path: str | Callable[..., Any]) -> Any:
+    """The object at `module:name`, at `module.Class`, or a module; a function is returned as it is.
 
     Raises:
         ImportError, AttributeError: there is no such module or name.
     """
+    if not isinstance(path, str):
+        return path
     module, _, name = path.partition(":")
     if name:
         return getattr(importlib.import_module(module), name)

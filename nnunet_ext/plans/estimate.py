@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from nnunet_ext.plans.memory import StepMemory, training_step_memory
 
 
 def estimate(
-    model: str,
+    model: str | models.Model,
     arguments: dict[str, Any],
     input_channels: int,
     num_classes: int,
@@ -29,24 +28,31 @@ def estimate(
     """Memory of one training step of one of our networks.
 
     Args:
-        model: name of the model.
+        model: name of the model, or its row.
         arguments: of the network, as in plans.
         input_channels, num_classes: of the data set; for regions, their number.
         patch_size, batch_size: as in plans.
         half: as on a GPU; else in single precision, as on a CPU.
     """
     shape = (batch_size, input_channels, *map(int, patch_size))
-    # Plans hold lists, which cannot be looked up.
-    return _estimate(model, json.dumps(arguments, sort_keys=True), shape, num_classes, half)
-
-
-@cache
-def _estimate(model: str, arguments: str, shape: tuple[int, ...], num_classes: int, half: bool) -> StepMemory:
     row = models.find(model)
+    # Plans hold lists, which cannot be looked up.
+    key = (row.name, row.deep_supervision, json.dumps(arguments, sort_keys=True), shape, num_classes, half)
+    if key not in _KNOWN:
+        _KNOWN[key] = _estimate(row, arguments, shape, num_classes, half)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[tuple, StepMemory] = {}
+
+
+def _estimate(
+    row: models.Model, arguments: dict[str, Any], shape: tuple[int, ...], num_classes: int, half: bool
+) -> StepMemory:
     training = models.load(row.step)
 
     def build() -> nn.Module:
-        network = row.build(shape[1], num_classes, row.deep_supervision, json.loads(arguments))
+        network = row.build(shape[1], num_classes, row.deep_supervision, arguments)
         if half and row.on_gpu is not None:
             models.load(row.on_gpu)(network)
         return network

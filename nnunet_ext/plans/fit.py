@@ -73,7 +73,14 @@ class Fit:
     gigabytes: float
 
 
-def fit(model: str, size: str, data: Data, gpu_gigabytes: float, *, patch_size: Sequence[int] | None = None) -> Fit:
+def fit(
+    model: str | models.Model,
+    size: str,
+    data: Data,
+    gpu_gigabytes: float,
+    *,
+    patch_size: Sequence[int] | None = None,
+) -> Fit:
     """The largest patch, then the largest batch, whose training step fits.
 
     Args:
@@ -104,8 +111,8 @@ def fit(model: str, size: str, data: Data, gpu_gigabytes: float, *, patch_size: 
     if position is None:
         smallest = candidates[-1]
         raise TrainingError(
-            f"{row.title} {size} needs {on_gpu(memory(smallest, least).total) / 1e9:.1f} GB for a batch of "
-            f"{least} with the smallest patch {'x'.join(map(str, smallest.size))}, more than {gpu_gigabytes:g} GB; "
+            f"{f'{row.title} {size}'.strip()} needs {on_gpu(memory(smallest, least).total) / 1e9:.1f} GB for a batch "
+            f"of {least} with the smallest patch {'x'.join(map(str, smallest.size))}, more than {gpu_gigabytes:g} GB; "
             "raise the memory target or choose a smaller preset with nnunet_ext plan --size"
         )
     chosen = candidates[position]
@@ -135,7 +142,7 @@ def patches(
         smaller[axis] -= _multiples(found[-1].strides, poolings)[axis]
         if smaller[axis] < 2 * MIN_EDGE:
             return found
-        smaller[axis] = last[axis] - _multiples(_strides(spacing_mm, smaller), poolings)[axis]
+        smaller[axis] = last[axis] - _multiples(strides_for(spacing_mm, smaller), poolings)[axis]
         found.append(_rounded(spacing_mm, smaller, poolings))
 
 
@@ -167,7 +174,8 @@ def first_fitting(extents: Sequence[int], memory: Callable[[int], StepMemory], b
     return fitting if fitting < len(extents) else None
 
 
-def _strides(spacing_mm: Sequence[float], size: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def strides_for(spacing_mm: Sequence[float], size: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """nnU-Net's strides for a patch, per stage and axis, the first of them 1."""
     _, strides, _, _, _ = get_pool_and_conv_props(list(spacing_mm), list(size), MIN_EDGE, 999999)
     return tuple(tuple(int(s) for s in stride) for stride in strides)
 
@@ -178,9 +186,9 @@ def _multiples(strides: Sequence[Sequence[int]], poolings: int | None) -> list[i
 
 
 def _rounded(spacing_mm: Sequence[float], size: Sequence[int], poolings: int | None) -> Patch:
-    strides = _strides(spacing_mm, size)
+    strides = strides_for(spacing_mm, size)
     return Patch(tuple(int(n) for n in pad_shape(size, _multiples(strides, poolings))), strides)
 
 
 def _with_strides(spacing_mm: Sequence[float], size: Sequence[int]) -> Patch:
-    return Patch(tuple(size), _strides(spacing_mm, size))
+    return Patch(tuple(size), strides_for(spacing_mm, size))

@@ -19,9 +19,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+# What fake tensors raise for a network that asks for a value: its step can only be computed.
+LOOKS_AT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 # (network, image) -> loss
 Step = Callable[[nn.Module, Tensor], Tensor]
@@ -80,7 +89,7 @@ def training_step_memory(
     """Memory of a training step at its peak, once the optimiser has its state.
 
     Args:
-        build: makes the network; called with the meta device as default.
+        build: makes the network.
         input_shape: (batch, channels, *patch) of the image.
         step: what a trainer does from image to loss, targets included.
         optimiser_slots: tensors of its size that the optimiser keeps for each trained parameter.
@@ -89,15 +98,27 @@ def training_step_memory(
     Raises:
         ValueError: the network cannot take such input; the message is the network's.
     """
-    with torch.device("meta"):
-        network = build().train()
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+    try:
+        fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        with fakes:
+            network = sketch(build)
+        with fakes:
+            return _counted(network, input_shape, step, optimiser_slots, half)
+    except LOOKS_AT_VALUES:
+        return _counted(build(), input_shape, step, optimiser_slots, half)
+
+
+def _counted(
+    network: nn.Module, input_shape: Sequence[int], step: Step, optimiser_slots: int, half: bool
+) -> StepMemory:
+    network.train()
+    with _Live() as live:
         _materialise(network)
         parameters = live.now
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(live.note_gradient)
-        image = torch.empty(*input_shape)
+        image = torch.zeros(*input_shape)
         with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
             loss = step(network, image)
         loss.backward()
@@ -105,8 +126,22 @@ def training_step_memory(
     return StepMemory(parameters, optimiser_slots * live.gradients, live.gradients_at_peak, activations)
 
 
+def sketch(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `build` makes, of fake tensors; call it, and run the network, under `FakeTensorMode`.
+
+    A network that reads a value while it is built, as many with stochastic depth do, is built for real first.
+    """
+    try:
+        return build()
+    except Exception:  # of torch, for what a fake tensor cannot do, in whatever the network makes of it
+        with unset_fake_temporarily():
+            network = build()
+    _materialise(network)
+    return network
+
+
 def _materialise(network: nn.Module) -> None:
-    """Give the parameters and buffers of a network on the meta device storages of their own, shared ones once."""
+    """Give the parameters and buffers of a network storages of their own, shared ones once."""
     made: dict[Tensor, Tensor] = {}
     for module in network.modules():
         for table in (module._parameters, module._buffers):
@@ -115,6 +150,8 @@ def _materialise(network: nn.Module) -> None:
                     continue
                 if tensor not in made:
                     new = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    if not isinstance(new, FakeTensor):
+                        new.copy_(tensor.detach())
                     made[tensor] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
                 table[name] = made[tensor]
 

@@ -33,12 +33,12 @@ def network_arguments(name: str, configuration: ConfigurationManager) -> dict[st
 
 
 def arguments_for_patch(
-    name: str, size: str, patch_size: list[int], pool_op_kernel_sizes: list[list[int]]
+    name: str | models.Model, size: str, patch_size: list[int], pool_op_kernel_sizes: list[list[int]]
 ) -> dict[str, Any]:
     """Keyword arguments of a size of the model, completed with what follows from the patch.
 
     Args:
-        name: of the model.
+        name: of the model, or its row.
         size: one of its sizes.
         patch_size: voxels per axis.
         pool_op_kernel_sizes: nnU-Net's strides for this patch, the first of them 1 on every axis.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_ext import models
 from nnunet_ext.errors import UserError
 from nnunet_ext.plans.fit import Data, Fit, fit
 
@@ -23,7 +24,9 @@ class Offer:
     refusal: str | None = None
 
 
-def offers(model: str, size: str, configurations: dict[str, Data], gpu_gigabytes: Sequence[float]) -> Iterator[Offer]:
+def offers(
+    model: str | models.Model, size: str, configurations: dict[str, Data], gpu_gigabytes: Sequence[float]
+) -> Iterator[Offer]:
     """One offer per GPU and configuration, in that order.
 
     Args:

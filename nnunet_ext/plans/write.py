@@ -16,7 +16,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.fit import Data, fit
-from nnunet_ext.plans.memory import on_gpu
+from nnunet_ext.plans.memory import on_gpu, sketch
 from nnunet_ext.plans.network import arguments_for_patch, count_parameters
 from nnunet_ext.plans.offer import planned_data
 
@@ -48,7 +48,7 @@ def preprocessed_folder(dataset: str) -> Path:
 
 def write_plans(
     dataset: str,
-    model: str,
+    model: str | models.Model,
     size: str,
     *,
     base_plans: str = "nnUNetPlans",
@@ -58,6 +58,7 @@ def write_plans(
     gpu_gigabytes: float | None = None,
     plans_name: str | None = None,
     progress: bool = False,
+    dry_run: bool = False,
 ) -> tuple[Path, list[Planned]]:
     """Derive plans for `model` from nnU-Net's plans of the same data set.
 
@@ -66,7 +67,7 @@ def write_plans(
 
     Args:
         dataset: name or number.
-        model: name of the model.
+        model: name of the model, or its row.
         size: one of its sizes.
         base_plans: name of existing plans.
         configurations: which to keep; None keeps all that the network has a form for.
@@ -75,6 +76,7 @@ def write_plans(
         gpu_gigabytes: choose patch and batch to fit a GPU of this size instead, 1e9 bytes each.
         plans_name: None makes `base_plans` + model + size, and the GPU's size if one is given.
         progress: show a bar on stderr when it takes long.
+        dry_run: write nothing.
 
     Returns:
         The file written, and what it plans.
@@ -86,7 +88,7 @@ def write_plans(
         raise UserError("--gpu-memory-target chooses patch and batch; leave out --patch-size and --batch-size")
     row = models.find(model)
     folder = preprocessed_folder(dataset)
-    plans = _read_plans(folder, base_plans, dataset)
+    plans = read_plans(folder, base_plans, dataset)
     chosen = _choose(plans, model, configurations, base_plans)
     suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
     plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
@@ -128,12 +130,17 @@ def write_plans(
     }
     _preprocess_fast(plans)
     path = folder / f"{plans['plans_name']}.json"
-    write_json(path, plans)
+    if not dry_run:
+        write_json(path, plans)
     return path, planned
 
 
 def data_of_plans(
-    dataset: str, model: str, *, base_plans: str = "nnUNetPlans", configurations: Sequence[str] | None = None
+    dataset: str,
+    model: str | models.Model,
+    *,
+    base_plans: str = "nnUNetPlans",
+    configurations: Sequence[str] | None = None,
 ) -> dict[str, Data]:
     """What the patch of each configuration depends on, for those `write_plans` would keep.
 
@@ -141,12 +148,14 @@ def data_of_plans(
         UserError: as `write_plans`.
     """
     folder = preprocessed_folder(dataset)
-    plans = _read_plans(folder, base_plans, dataset)
+    plans = read_plans(folder, base_plans, dataset)
     description = read_json(folder / "dataset.json")
     return {name: _data(plans, name, description) for name in _choose(plans, model, configurations, base_plans)}
 
 
-def _choose(plans: dict[str, Any], model: str, configurations: Sequence[str] | None, base_plans: str) -> list[str]:
+def _choose(
+    plans: dict[str, Any], model: str | models.Model, configurations: Sequence[str] | None, base_plans: str
+) -> list[str]:
     """Configurations to plan: those asked for, or all the network has a form for."""
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
     row = models.find(model)
@@ -181,7 +190,7 @@ def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plan
         UserError: base plans are missing, or name a preprocessor of another kind.
     """
     folder = preprocessed_folder(dataset)
-    plans = _read_plans(folder, base_plans, dataset)
+    plans = read_plans(folder, base_plans, dataset)
     plans["plans_name"] = _checked_name(plans_name or f"{base_plans}Fast")
     if not _preprocess_fast(plans):
         named = {str(c["preprocessor_name"]) for c in plans["configurations"].values() if "preprocessor_name" in c}
@@ -202,7 +211,12 @@ def _preprocess_fast(plans: dict[str, Any]) -> bool:
     return bool(stock)
 
 
-def _read_plans(folder: Path, name: str, dataset: str) -> dict[str, Any]:
+def read_plans(folder: Path, name: str, dataset: str) -> dict[str, Any]:
+    """Existing plans of a data set.
+
+    Raises:
+        UserError: there are none of that name.
+    """
     source = folder / f"{name}.json"
     if not source.is_file():
         raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
@@ -231,16 +245,15 @@ def _set_patch(configuration: dict[str, Any], patch_size: Sequence[int], name: s
     configuration["architecture"]["arch_kwargs"]["strides"] = [[int(s) for s in stride] for stride in strides]
 
 
-def _count_parameters(model: str, arguments: dict[str, Any], channels: int, outputs: int) -> int:
+def _count_parameters(model: str | models.Model, arguments: dict[str, Any], channels: int, outputs: int) -> int:
     """Parameters of the network for this data set's channels and labels, without allocating them."""
-    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with torch.device("meta"):
-        network = models.find(model).build(channels, outputs, False, arguments)
-    return count_parameters(network)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return count_parameters(sketch(lambda: models.find(model).build(channels, outputs, False, arguments)))
 
 
-def architecture(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def architecture(model: str | models.Model, arguments: dict[str, Any]) -> dict[str, Any]:
     """The entry of a configuration that makes nnU-Net build this network."""
     return {"network_class_name": models.find(model).network, "arch_kwargs": arguments, "_kw_requires_import": []}
 

@@ -49,7 +49,7 @@ def references(runs: Sequence[Method]) -> list[str]:
     papers = {e.name: f"{e.model.paper.citation}, {e.model.paper.link}" for e in table.trainers() if e.model}
     trainers = [run.identity[0] for run in runs if run.identity]
     own = [papers[trainer] for trainer in trainers if trainer in papers and trainer != "nnUNetTrainerExt"]
-    return ([_NNUNET] if trainers else []) + list(dict.fromkeys(own))
+    return list(dict.fromkeys([_NNUNET] * bool(trainers) + own))
 
 
 def _data(data: Comparison) -> str:

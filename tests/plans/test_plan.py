@@ -170,4 +170,4 @@ def test_errors_are_one_line(dataset, capsys, options, message):
 
 
 def test_every_network_has_every_preset():
-    assert all(list(model.sizes) == ["tiny", "small", "base"] for model in models.OWN if model.network)
+    assert all(list(model.sizes) == ["tiny", "small", "base"] for model in models.OWN if model.planner)

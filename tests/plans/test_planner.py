@@ -115,7 +115,7 @@ def test_the_largest_patch_that_fits(base):
     assert (tuple(offer["fit"]["patch_size"]), offer["fit"]["batch_size"]) == (patch, 2)
 
 
-@pytest.mark.parametrize("model", [model.name for model in models.OWN if model.network])
+@pytest.mark.parametrize("model", [model.name for model in models.OWN if model.planner])
 def test_forms_and_names(here, quick_memory, model):
     planned = plan(model)
     expected = {"sam_med3d": {"3d_fullres"}, "unetrpp": {"3d_fullres"}, "universeg": {"2d"}}
