@@ -38,6 +38,7 @@ VARIABLES = {
     "NNUNET_EXT_SAMPLING_SEED": "MedSegDiff-V2: seed of the noise",
     "NNUNET_EXT_TEST_DATA": "folder of nnU-Net raw data sets for the tests on real data",
     "NNUNET_EXT_TEST_NOTHING_SKIPPED": "1: in the tests, a skip is a failure",
+    "NNUNET_EXT_TEST_SEEDS": "seeds of the random comparison with nnU-Net in the tests, such as 1000-1999",
 }
 
 

@@ -23,6 +23,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from nnunet_ext import tiff
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import atomic_path, gunzipped
 from nnunet_ext.machine import available_memory_bytes
@@ -133,7 +134,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def read_image(path: str | os.PathLike[str]) -> sitk.Image:
-    """Read a whole image of any format of SimpleITK.
+    """Read a whole image of any format of SimpleITK; a TIFF stack with the spacing that nnU-Net keeps beside it.
 
     Raises:
         UserError: it is missing, damaged, cut short or no image.
@@ -142,6 +143,9 @@ def read_image(path: str | os.PathLike[str]) -> sitk.Image:
     try:
         with quiet_libraries():
             image = sitk.ReadImage(os.fspath(path))
+            beside = tiff.spacing_file(Path(path)) if os.fspath(path).lower().endswith(tiff.ENDINGS) else None
+            if beside is not None:
+                return tiff.with_spacing(image, Path(path), beside)
         return _grey(image, Path(path)) if os.fspath(path).lower().endswith(".bmp") else image
     except (RuntimeError, MemoryError):
         raise UserError(f"{path} is damaged, cut short or no image; restore it or create it again") from None
@@ -186,6 +190,7 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
         try:
             sitk.WriteImage(image, os.fspath(target), useCompression=True)
             check_written(target, image.GetNumberOfPixels(), path)
+            tiff.write_spacing(path, image)
             if target != temporary:
                 os.replace(target, temporary)
         except RuntimeError:
@@ -218,6 +223,9 @@ def check_written(path: str | os.PathLike[str], voxels: int, final: str | os.Pat
         else:
             reader.Execute()
         whole = math.prod(reader.GetSize()) == voxels
+        if not whole and str(path).lower().endswith(tiff.ENDINGS):
+            # SimpleITK takes three or four slices for colours.
+            whole = tiff.number_of_voxels(Path(path)) == voxels
     except (UserError, RuntimeError):
         whole = False
     if not whole:

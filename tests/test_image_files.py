@@ -10,13 +10,14 @@ import tracemalloc
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_ext import image_files
 from nnunet_ext.data.volumes import read_volume
 from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
-from nnunet_ext.image_files import check_whole, read_image, read_nifti, whole_numbers, write_image
+from nnunet_ext.image_files import check_whole, check_written, read_image, read_nifti, whole_numbers, write_image
 from nnunet_ext.images import read_image as read_prompted
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".tif", ".tiff")
@@ -34,6 +35,25 @@ def test_what_is_written_is_read(tmp_path, ending):
     write_image(sitk.GetImageFromArray(array), tmp_path / f"a{ending}")
     assert (sitk.GetArrayFromImage(read_image(tmp_path / f"a{ending}")) == array).all()
     assert [path.name for path in tmp_path.iterdir()] == [f"a{ending}"]
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 9), (3, 8, 9), (6, 8, 4), (1, 8, 9)])
+def test_a_tiff_stack_has_its_spacing_beside_it(tmp_path, shape):
+    """As nnU-Net's reader keeps it; three or four slices or columns are no colours."""
+    array, path = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8), tmp_path / "a_0000.tif"
+    Tiff3DIO().write_seg(array, str(tmp_path / "a.tif"), {"spacing": [2.0, 0.5, 0.25]})
+    check_written(tmp_path / "a.tif", array.size, tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(path)
+    image = read_image(path)
+    assert (sitk.GetArrayFromImage(image) == array).all() and image.GetSpacing() == (0.25, 0.5, 2.0)
+    assert read_label_map(path).spacing_mm == (2.0, 0.5, 0.25)
+    write_image(image, tmp_path / "b.tif")
+    assert (sitk.GetArrayFromImage(read_image(tmp_path / "b.tif")) == array).all()
+    assert (tmp_path / "b.json").read_text().split() == '{ "spacing": [ 2.0, 0.5, 0.25 ] }'.split()
+    for wrong in ("[]", '{"spacing": [1, 1]}', '{"spacing": [1, 0, 1]}', '{"spacing": "1"}'):
+        (tmp_path / "a.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"a\.json beside a_0000\.tif must hold"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("ending", VOLUMES + PICTURES)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ from nnunet_ext.cases import find_cases
 from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import remove_leftovers, write_json, writing_prefix
-from nnunet_ext.image_files import check_whole, check_written
+from nnunet_ext.image_files import check_whole, check_written, read_image
 from nnunet_ext.inference.export import check_finite, segmentation_of_logits
 from nnunet_ext.inference.model_files import channels_of
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
@@ -204,48 +205,53 @@ class FolderPredictor(nnUNetPredictor):
             dense: also write nnU-Net's probabilities.
             drawn: folder and logits of the samples, to be written too.
         """
-        ending = self.dataset_json["file_ending"]
-        # Beside the result, under a name nobody takes for one, and with the ending the writer goes by.
-        partial = case.output.with_name(writing_prefix() + case.name)
-        trial = partial.with_name(f"{partial.name}-sample{ending}")
-        files = {partial.with_name(partial.name + ending): case.output}
+        # A folder beside the result: nnU-Net's writers choose the format by the ending, and write more than one file
+        # (of a TIFF, NAME.json with its spacing).
+        folder = case.output.with_name(writing_prefix() + case.name)
+        whole = folder / case.output.name
         try:
-            for kind in (ending, ".npz", ".pkl", f"-sample{ending}"):
-                remove_leftovers(case.output.with_name(case.name + kind))
-            managers = (self.plans_manager, self.configuration_manager, self.label_manager)
-            writer = self.plans_manager.image_reader_writer_class()
+            remove_leftovers(case.output.with_name(case.name))
+            folder.mkdir()
             for values in (logits, *(drawn[1] if drawn is not None else ())):
                 check_finite(values)
             if dense:
-                arguments = (self.configuration_manager, self.plans_manager, self.dataset_json, str(partial), True, 1)
+                truncated = str(folder / case.name)
+                arguments = (self.configuration_manager, self.plans_manager, self.dataset_json, truncated, True, 1)
                 export_prediction_from_logits(logits, properties, *arguments)
-                for kind in (".npz", ".pkl"):
-                    files[partial.with_name(partial.name + kind)] = case.output.with_name(case.name + kind)
             else:
-                segmentation = segmentation_of_logits(logits, *managers, properties)
-                writer.write_seg(segmentation, str(partial) + ending, properties)
-            voxels = math.prod(properties["shape_before_cropping"])
-            check_written(partial.with_name(partial.name + ending), voxels, case.output)
+                self._write(logits, properties, whole)
+            check_written(whole, math.prod(properties["shape_before_cropping"]), case.output)
             if drawn is not None:
-                maps = []
-                for sample in drawn[1]:
-                    # By way of a file, because some of nnU-Net's readers turn images.
-                    files[trial] = trial
-                    writer.write_seg(segmentation_of_logits(sample, *managers, properties), str(trial), properties)
-                    check_written(trial, voxels, case.output.with_name(f"{case.name}-sample{ending}"))
-                    maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(trial))))
-                settings = asdict(self.network.sampling)
-                write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
-                trial.unlink()
-                del files[trial]
-            for temporary, final in files.items():
-                os.replace(temporary, final)
+                self._write_samples(case, drawn, properties, folder / "samples")
+            # The label map last: where it is, all that belongs to it is.
+            for path in sorted(folder.iterdir(), key=lambda path: path == whole):
+                os.replace(path, case.output.with_name(path.name))
         except Exception as error:
             return Done(case, seconds, reason_of(error))
         finally:
-            for temporary in files:
-                temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return Done(case, seconds)
+
+    def _write(self, logits: torch.Tensor, properties: dict, path: Path) -> None:
+        managers = (self.plans_manager, self.configuration_manager, self.label_manager)
+        segmentation = segmentation_of_logits(logits, *managers, properties)
+        self.plans_manager.image_reader_writer_class().write_seg(segmentation, str(path), properties)
+
+    def _write_samples(
+        self, case: PredictionCase, drawn: tuple[Path, list[torch.Tensor]], properties: dict, folder: Path
+    ) -> None:
+        """Write the samples of a case; `folder` is for what is needed meanwhile."""
+        folder.mkdir()
+        trial = folder / f"sample{self.dataset_json['file_ending']}"
+        maps = []
+        for sample in drawn[1]:
+            # By way of a file, because some of nnU-Net's readers turn images.
+            self._write(sample, properties, trial)
+            result = case.output.with_name(f"{case.name}-{trial.name}")
+            check_written(trial, math.prod(properties["shape_before_cropping"]), result)
+            maps.append(sitk.GetArrayFromImage(read_image(trial)))
+        write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=asdict(self.network.sampling))
+        shutil.rmtree(folder)
 
     def _internal_predict_sliding_window_return_logits(self, data: torch.Tensor, slicers: list, do_on_device=True):
         # The windows come in this order, and all over again when a GPU's memory did not suffice.
@@ -303,9 +309,8 @@ def is_complete(case: PredictionCase, save_probabilities: bool) -> bool:
     if save_probabilities and not all(case.output.with_name(case.name + kind).is_file() for kind in (".npz", ".pkl")):
         return False
     try:
-        check_whole(case.output)
-        label_map, image = sitk.ReadImage(str(case.output)), sitk.ReadImage(str(case.images[0]))
-    except (UserError, RuntimeError):
+        label_map, image = read_image(case.output), read_image(case.images[0])
+    except UserError:
         return False
     return label_map.GetSize() == image.GetSize() and np.allclose(label_map.GetSpacing(), image.GetSpacing(), rtol=1e-4)
 

@@ -1,34 +1,39 @@
-"""The folder of a trained model of nnU-Net's own trainer, without training."""
+"""Folders of trained models of nnU-Net's own trainer, without training."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-UNET = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "arch_kwargs": {
-        "n_stages": 2,
-        "features_per_stage": [4, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
-        "strides": [[1, 1, 1], [1, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
+
+def unet(axes: int = 3) -> dict:
+    """The `architecture` of a configuration: nnU-Net's U-Net of two stages, for images of that many axes."""
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": 2,
+            "features_per_stage": [4, 8],
+            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+            "kernel_sizes": [[3] * axes, [3] * axes],
+            "strides": [[1] * axes, [1, 2, 2][-axes:]],
+            "n_conv_per_stage": [1, 1],
+            "n_conv_per_stage_decoder": [1],
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
 
 
 def resampling(what: str, order: int) -> dict:
@@ -50,7 +55,7 @@ def plans(name: str = "Dataset990_Phantoms") -> dict:
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],
         "batch_dice": False,
-        "architecture": UNET,
+        "architecture": unet(),
         **resampling("data", 3),
         **resampling("seg", 1),
         **resampling("probabilities", 1),
@@ -68,23 +73,42 @@ def plans(name: str = "Dataset990_Phantoms") -> dict:
     }
 
 
-def write_model(base: Path, dataset: dict) -> Path:
-    """A model folder below `base` with random weights in fold 0, for a data set of one channel."""
-    model = base / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    (model / "fold_0").mkdir(parents=True)
-    (model / "plans.json").write_text(json.dumps(plans()))
+def write_model(
+    base: Path,
+    dataset: dict,
+    described: dict | None = None,
+    configuration: str = "3d_fullres",
+    folds: int = 1,
+    mirroring: Sequence[int] = (0, 2),
+) -> Path:
+    """A model folder below `base` with random weights, one set per fold.
+
+    Args:
+        base: a folder.
+        dataset: dataset.json.
+        described: plans.json; None is `plans()`, for one channel.
+        configuration: of the plans.
+        folds: how many there are, from 0.
+        mirroring: axes of test-time augmentation.
+    """
+    described = plans() if described is None else described
+    model = base / f"nnUNetTrainer__nnUNetPlans__{configuration}"
+    model.mkdir(parents=True)
+    (model / "plans.json").write_text(json.dumps(described))
     (model / "dataset.json").write_text(json.dumps(dataset))
     torch.manual_seed(0)
-    manager = PlansManager(plans())
+    manager = PlansManager(described)
+    settings = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, settings, dataset)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
-    network = nnUNetTrainer.build_network_architecture(
-        manager, manager.get_configuration("3d_fullres"), 1, heads, enable_deep_supervision=False
-    )
-    checkpoint = {
-        "network_weights": network.state_dict(),
-        "trainer_name": "nnUNetTrainer",
-        "init_args": {"configuration": "3d_fullres"},
-        "inference_allowed_mirroring_axes": (0, 2),
-    }
-    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    for fold in range(folds):
+        network = nnUNetTrainer.build_network_architecture(manager, settings, channels, heads, False)
+        checkpoint = {
+            "network_weights": network.state_dict(),
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": configuration},
+            "inference_allowed_mirroring_axes": tuple(mirroring),
+        }
+        (model / f"fold_{fold}").mkdir()
+        torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -12,10 +11,6 @@ from scipy import ndimage
 from nnunet_ext.inference.export import segmentation_of_logits
 
 ORGANS = {"labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}}
-REGIONS = {
-    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4},
-    "regions_class_order": [1, 2, 3],
-}
 
 
 def managers(description, spacing, transpose, order=1):
@@ -38,31 +33,21 @@ def managers(description, spacing, transpose, order=1):
     return plans, plans.get_configuration("3d_fullres"), plans.get_label_manager(description)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("description", [ORGANS, REGIONS], ids=["labels", "regions"])
-@pytest.mark.parametrize(
-    ("spacing", "transpose", "order"),
-    [([1.0, 1.0, 1.0], [0, 1, 2], 1), ([6.0, 0.9, 1.1], [1, 0, 2], 1), ([1.0, 1.0, 1.0], [0, 1, 2], 3)],
-    ids=["isotropic", "separate-z", "another-order"],
-)
-def test_equal_to_nnunets_export(spacing, transpose, order, description, dtype):
-    plans, configuration, labels = managers(description, spacing, transpose, order)
-    noise = np.random.default_rng(0).standard_normal((labels.num_segmentation_heads, 12, 20, 18))
-    logits = torch.from_numpy((ndimage.gaussian_filter(noise, (0, 2, 2, 2)) * 20).astype(dtype))
+def test_another_order_of_the_plans_is_kept():
+    """All else is compared in test_as_nnunet.py."""
+    plans, configuration, labels = managers(ORGANS, [1.0, 1.0, 1.0], [0, 1, 2], order=3)
+    noise = np.random.default_rng(0).standard_normal((5, 6, 10, 9))
+    logits = torch.from_numpy((ndimage.gaussian_filter(noise, (0, 2, 2, 2)) * 20).astype(np.float16))
     properties = {
-        "spacing": [[0.7, 0.8, 0.9], [0.9, 5.0, 0.8]][transpose[0]],
-        "shape_before_cropping": (16, 33, 29),
-        "shape_after_cropping_and_before_resampling": (15, 31, 27),
-        "bbox_used_for_cropping": [[1, 16], [0, 31], [2, 29]],
+        "spacing": [0.7, 0.8, 0.9],
+        "shape_before_cropping": (9, 14, 13),
+        "shape_after_cropping_and_before_resampling": (8, 13, 12),
+        "bbox_used_for_cropping": [[1, 9], [0, 13], [1, 13]],
     }
-    arguments = (plans, configuration, labels, properties)
-    expected = convert_predicted_logits_to_segmentation_with_correct_shape(logits, *arguments)
-    found = segmentation_of_logits(logits, *arguments)
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    # Both round resized logits to half precision, as predictions have them. Single-precision ones are not rounded, so a
-    # voxel or two of 15,000, where two classes are equal to 1e-7, may differ from nnU-Net's double precision.
-    assert (found != expected).mean() <= {np.float16: 0, np.float32: 2e-4}[dtype]
-    assert len(np.unique(found)) >= 4
+    arguments = (logits, plans, configuration, labels, properties)
+    expected = convert_predicted_logits_to_segmentation_with_correct_shape(*arguments)
+    np.testing.assert_array_equal(segmentation_of_logits(*arguments), expected)
+    assert len(np.unique(expected)) >= 3
 
 
 def test_equal_logits_go_to_the_first_class():

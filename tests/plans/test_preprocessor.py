@@ -9,7 +9,6 @@ import pytest
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ext.data.phantoms import make_phantom
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor, _FastResampling
 
 RESAMPLING = {
@@ -50,44 +49,10 @@ def plans(spacing, preprocessor, transpose=(0, 1, 2)):
     )
 
 
-LABELS = {
-    "labels": {"background": 0, "liver": 1, "spleen": 2, "kidney": 3},
-    "regions": {"background": 0, "both": [1, 2, 3], "spleen": [2, 3], "ignore": 4},
-}
-
-
-@pytest.mark.parametrize("labels", list(LABELS))
-@pytest.mark.parametrize(
-    ("spacing", "transpose"),
-    [((2.0, 1.5, 1.5), (0, 1, 2)), ((1.0, 1.0, 1.0), (2, 0, 1)), ((6.0, 1.1, 1.1), (0, 1, 2))],
-    ids=["isotropic-zoom", "transposed", "separate-z"],
-)
-def test_equal_to_the_default_preprocessor(spacing, transpose, labels):
-    case = make_phantom(0)
-    image, segmentation = case.image[None].astype(np.float32), case.labels[None].astype(np.float32)
-    segmentation[segmentation > 3] = 4 if labels == "regions" else 0
-    image[:, :2] = 0  # something to crop
-    segmentation[:, :2] = 0
-    description = {"channel_names": {"0": "MRI"}, "labels": LABELS[labels], "file_ending": ".nii.gz"}
-    if labels == "regions":
-        description["regions_class_order"] = [1, 2]
-    results = []
-    for name in ("DefaultPreprocessor", "ExactFastPreprocessor"):
-        manager = plans(spacing, name, transpose)
-        configuration = manager.get_configuration("3d_fullres")
-        preprocessor = configuration.preprocessor_class(verbose=False)
-        assert isinstance(preprocessor, DefaultPreprocessor) and type(preprocessor).__name__ == name
-        properties = {"spacing": list(case.spacing_mm)}
-        results.append(preprocessor.run_case_npy(image, segmentation, properties, manager, configuration, description))
-    (expected, expected_labels, expected_properties), (found, found_labels, properties) = results
-    assert np.abs(found - expected).max() <= 1e-5 * expected.std()
-    assert found_labels.dtype == expected_labels.dtype
-    assert (found_labels != expected_labels).mean() < 1e-4  # equal weights
-    assert properties["class_locations"].keys() == expected_properties["class_locations"].keys()
-    if np.array_equal(found_labels, expected_labels):
-        for key, places in expected_properties["class_locations"].items():
-            np.testing.assert_array_equal(properties["class_locations"][key], places)
-    assert properties["bbox_used_for_cropping"] == expected_properties["bbox_used_for_cropping"]
+def test_nnunet_finds_it_by_name():
+    """Its results are compared in tests/inference/test_as_nnunet.py."""
+    configuration = plans((1.0, 1.0, 1.0), "ExactFastPreprocessor").get_configuration("3d_fullres")
+    assert configuration.preprocessor_class is ExactFastPreprocessor
 
 
 @pytest.mark.parametrize("wanted", [[0, 1, 2, 9], [[1, 2], [2], (7, 9), [-1, 0, 1, 2, 7]]], ids=["labels", "regions"])
