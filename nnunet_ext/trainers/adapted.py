@@ -12,7 +12,7 @@ from nnunet_ext import models
 from nnunet_ext.architectures.adapted import AdaptedNetwork
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.plans.adapted import package_of
-from nnunet_ext.trainers.optimiser import adamw_with_poly
+from nnunet_ext.trainers.recipe import ADAMW
 from nnunet_ext.trainers.shared import SharedTrainer
 
 _NETWORK = models.find("adapted").network
@@ -23,12 +23,9 @@ class nnUNetTrainerNetwork(SharedTrainer):
 
     Everything about the network stands in the plans. AdamW with nnU-Net's polynomial decay trains it, because
     transformers need it and convolutions do not mind; the loss is nnU-Net's, over all heads the network returns.
-
-    Attributes:
-        learning_rate: at the first epoch, unless NNUNET_EXT_LEARNING_RATE sets it.
     """
 
-    learning_rate = 3e-4
+    recipe = ADAMW
 
     def __init__(
         self,
@@ -41,8 +38,6 @@ class nnUNetTrainerNetwork(SharedTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         arguments = _arguments(self.configuration_manager)
         self.enable_deep_supervision = len(arguments["training"]) > 1
-        self.initial_lr = self.settings.learning_rate or self.learning_rate
-        self.weight_decay = 1e-2
 
     @staticmethod
     def build_network_architecture(
@@ -57,9 +52,6 @@ class nnUNetTrainerNetwork(SharedTrainer):
             return AdaptedNetwork(num_input_channels, num_output_channels, enable_deep_supervision, **arguments)
         except UserError as error:
             raise TrainingError(str(error)) from error
-
-    def configure_optimizers(self):
-        return adamw_with_poly(self.network, self.initial_lr, self.weight_decay, self.num_epochs)
 
     def initialize(self) -> None:
         arguments = _arguments(self.configuration_manager)
