@@ -21,7 +21,10 @@ td { border-top: 1px solid #ddd; overflow-wrap: anywhere; } .error { color: #b00
 .note { color: #555; } figure { display: inline-block; margin: .4em; width: 104px; vertical-align: top; }
 figure img { max-width: 96px; display: block; background: #000; } figcaption { font-size: 11px;
   overflow-wrap: anywhere; }
-figure.error img { outline: 3px solid #b00020; } figure.warning img { outline: 3px solid #d99a00; }
+figure .none { width: 96px; height: 96px; background: #ddd; color: #555; font-size: 11px; line-height: 96px;
+  text-align: center; }
+figure.error > :first-child { outline: 3px solid #b00020; }
+figure.warning > :first-child { outline: 3px solid #d99a00; }
 """
 
 
@@ -50,22 +53,23 @@ def render_page(report: Report) -> str:
 
 
 def _pictures(report: Report) -> str:
-    worst: dict[tuple[str, str], str] = {}
-    for case in report.cases:
-        files = {image.file for image in case.images} | ({case.label.file} if case.label else set())
-        relative = {file.removeprefix(f"{report.layout.folder}/") for file in files}
-        own = [finding.severity for finding in report.findings if finding.file in relative]
-        if own:
-            worst[case.split, case.name] = min(own, key=SEVERITIES.index)
-    order = sorted(
-        (case for case in report.cases if case.thumbnail),
-        key=lambda case: SEVERITIES.index(worst.get((case.split, case.name), "note")),
-    )
-    shown = "".join(
-        f'<figure class="{worst.get((case.split, case.name), "")}"><img alt="{escape(case.name)}" '
-        f'src="data:image/png;base64,{base64.b64encode(case.thumbnail or b"").decode()}">'
-        f"<figcaption>{escape(case.name)}</figcaption></figure>"
-        for case in order[:_MOST_PICTURES]
-    )
-    left = len(order) - _MOST_PICTURES
-    return shown + (f"<p>{left} further cases without a picture here.</p>" if left > 0 else "")
+    """A tile per case, those with errors first; one that cannot be read has a tile that says so."""
+    pictures = {(case.split, case.name): case.thumbnail for case in report.cases}
+    tiles = []
+    for case in report.layout.cases:
+        files = {str(path.relative_to(report.layout.folder)) for path in (*case.images, case.label) if path}
+        found = [finding.severity for finding in report.findings if finding.file in files]
+        worst = min(found, key=SEVERITIES.index, default="")
+        png = pictures.get((case.split, case.name))
+        shown = (
+            f'<img alt="{escape(case.name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            if png
+            else '<div class="none">no picture</div>'
+        )
+        mark = f" ({worst})" if worst else ""
+        tile = f'<figure class="{worst}">{shown}<figcaption>{escape(case.name)}{mark}</figcaption></figure>'
+        tiles.append((SEVERITIES.index(worst) if worst else len(SEVERITIES), tile))
+    tiles.sort(key=lambda pair: pair[0])
+    left = len(tiles) - _MOST_PICTURES
+    more = f"<p>{left} further cases without a picture here.</p>" if left > 0 else ""
+    return "".join(tile for _, tile in tiles[:_MOST_PICTURES]) + more

@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.data.inspect_case import CaseFacts
+from nnunet_ext.data.label_cohort import implausible_labels
 from nnunet_ext.data.layout import Layout
 
 NEAR_DUPLICATE_CORRELATION = 0.999
@@ -17,7 +18,6 @@ NEAR_DUPLICATE_CORRELATION = 0.999
 _FEWEST = 5
 _INTENSITY_RATIO = 20.0
 _SPACING_RATIO = 5.0
-_ROBUST_Z = 6.0
 
 
 def compare_cases(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:
@@ -29,7 +29,7 @@ def compare_cases(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:
         *_spacings(cases),
         *_intensities(layout, cases),
         *_never_present(layout, cases),
-        *_implausible_labels(layout, cases),
+        *implausible_labels(layout, cases),
         *_left_right(layout, cases),
     ]
 
@@ -174,30 +174,6 @@ def _never_present(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:
     # A data set for prediction with an ignore label need not contain it.
     absent = [value for value in absent if layout.name_of(value) != "ignore"]
     return [Finding("label-never-present", path, f"{layout.name_of(v)} = {v} in none of {len(labels)}") for v in absent]
-
-
-def _implausible_labels(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:
-    """Labels whose brightness or place is far from what the same label has in the other cases."""
-    worst: dict[str, tuple[float, str]] = {}
-    for value in layout.values:
-        labels = [case.label for case in cases if case.label is not None and value in case.label.brightness]
-        if value == 0 or len(labels) < _FEWEST:
-            continue
-        channels = min(len(label.brightness[value]) for label in labels)
-        for channel in range(channels):
-            numbers = np.array([label.brightness[value][channel] for label in labels])
-            centre = float(np.median(numbers))
-            # Half a standard deviation of the image is not remarkable however alike the others are.
-            spread = max(1.4826 * float(np.median(np.abs(numbers - centre))), 0.15)
-            for label, number in zip(labels, numbers.tolist(), strict=True):
-                z = abs(number - centre) / spread
-                if z > _ROBUST_Z and z > worst.get(label.file, (0, ""))[0]:
-                    text = (
-                        f"{layout.name_of(value)} is {number:+.2f} standard deviations from the image's mean in "
-                        f"{layout.channels[channel]}; usual is {centre:+.2f} +- {spread:.2f}"
-                    )
-                    worst[label.file] = (z, text)
-    return [Finding("label-implausible", file, text) for file, (_, text) in worst.items()]
 
 
 def _left_right(layout: Layout, cases: Sequence[CaseFacts]) -> list[Finding]:

@@ -63,6 +63,8 @@ class LabelFacts:
     touches_border: list[int]
     brightness: dict[int, list[float]]
     """Per channel: (mean inside the label - mean of the image) / standard deviation of the image."""
+    evenness: dict[int, list[float]]
+    """Per channel: logarithm of the standard deviation inside the label / standard deviation of the image."""
     extent_mm: tuple[float, ...]
 
 
@@ -320,7 +322,7 @@ def _label_facts(
         {value: len(own) for value, own in sizes.items()},
         centroids,
         touching,
-        _brightness(small, samples),
+        *_brightness(small, samples),
         tuple((np.array(labels.shape[::-1]) * spacing).tolist()),
     )
 
@@ -350,18 +352,24 @@ def _components(
     return sizes, centroids
 
 
-def _brightness(labels: np.ndarray, samples: list[np.ndarray]) -> dict[int, list[float]]:
-    result: dict[int, list[float]] = {}
+def _brightness(labels: np.ndarray, samples: list[np.ndarray]) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Mean and spread of the image inside each label of at least eight voxels, by channel; see `LabelFacts`."""
+    brightness: dict[int, list[float]] = {}
+    evenness: dict[int, list[float]] = {}
     usable = [s for s in samples if s.shape == labels.shape]
     if labels.size == 0 or labels.min() < 0 or labels.max() > 65535:
-        return result
+        return brightness, evenness
     flat = labels.reshape(-1)
     counts = np.bincount(flat)
     for sample in usable:
         values = np.nan_to_num(sample.reshape(-1).astype(np.float32), posinf=0, neginf=0)
         mean, std = float(values.mean(dtype=np.float64)), max(float(values.std(dtype=np.float64)), 1e-12)
-        sums = np.bincount(flat, weights=values)
+        values = (values - mean) / std
+        sums, squares = np.bincount(flat, weights=values), np.bincount(flat, weights=values * values)
         for value in np.flatnonzero(counts >= 8).tolist():
             if value:
-                result.setdefault(value, []).append(float((sums[value] / counts[value] - mean) / std))
-    return result
+                inside = sums[value] / counts[value]
+                spread = np.sqrt(max(squares[value] / counts[value] - inside * inside, 0))
+                brightness.setdefault(value, []).append(float(inside))
+                evenness.setdefault(value, []).append(float(np.log(max(spread, 1e-2))))
+    return brightness, evenness

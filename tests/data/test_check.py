@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers.blobs import CASES, make, write
+from helpers.blobs import CASES, load, make, write
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from skimage.io import imsave
 
@@ -27,11 +27,6 @@ from nnunet_ext.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE, LABEL = "imagesTr/a_01_0000.nii.gz", "labelsTr/a_01.nii.gz"
-
-
-def load(folder, name):
-    image = nibabel.load(folder / name)
-    return np.asarray(image.dataobj).copy(), image.affine.copy()
 
 
 def change(name, function, dtype=None):

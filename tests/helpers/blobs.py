@@ -48,3 +48,9 @@ def make(folder: Path) -> Path:
     }
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
+
+
+def load(folder, name):
+    """Voxels and affine of a file."""
+    image = nibabel.load(folder / name)
+    return np.asarray(image.dataobj).copy(), image.affine.copy()
