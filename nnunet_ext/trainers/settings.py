@@ -14,6 +14,7 @@ from nnunet_ext.environment import share, whole_number
 from nnunet_ext.errors import TrainingError
 
 PRECISIONS = ("fp16", "bf16", "fp32")
+LOADERS = ("threads", "processes")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TrainingSettings:
         precision: NNUNET_EXT_PRECISION, one of `PRECISIONS`.
         checkpoint_every: NNUNET_EXT_CHECKPOINT_EVERY, epochs between two writes of checkpoint_latest.
         learning_rate: NNUNET_EXT_LEARNING_RATE, at the first epoch.
+        loader: NNUNET_EXT_LOADER, one of `LOADERS`.
+        seed: NNUNET_EXT_SEED, of the batches.
     """
 
     epochs: int | None = None
@@ -35,6 +38,8 @@ class TrainingSettings:
     precision: str | None = None
     checkpoint_every: int | None = None
     learning_rate: float | None = None
+    loader: str = LOADERS[0]
+    seed: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> TrainingSettings:
@@ -47,9 +52,11 @@ class TrainingSettings:
             epochs=whole_number(environment, "NNUNET_EXT_EPOCHS"),
             iterations=whole_number(environment, "NNUNET_EXT_ITERATIONS"),
             val_iterations=whole_number(environment, "NNUNET_EXT_VAL_ITERATIONS"),
-            precision=_precision(environment),
+            precision=_one_of(PRECISIONS, environment, "NNUNET_EXT_PRECISION"),
             checkpoint_every=whole_number(environment, "NNUNET_EXT_CHECKPOINT_EVERY"),
             learning_rate=share(environment, "NNUNET_EXT_LEARNING_RATE"),
+            loader=_one_of(LOADERS, environment, "NNUNET_EXT_LOADER") or LOADERS[0],
+            seed=whole_number(environment, "NNUNET_EXT_SEED"),
         )
 
 
@@ -69,8 +76,8 @@ def check_precision(precision: str, device_type: str) -> str:
     return precision
 
 
-def _precision(environment: Mapping[str, str]) -> str | None:
-    text = environment.get("NNUNET_EXT_PRECISION", "").strip()
-    if text and text not in PRECISIONS:
-        raise TrainingError(f"NNUNET_EXT_PRECISION={text!r} must be one of {', '.join(PRECISIONS)}")
+def _one_of(allowed: tuple[str, ...], environment: Mapping[str, str], name: str) -> str | None:
+    text = environment.get(name, "").strip()
+    if text and text not in allowed:
+        raise TrainingError(f"{name}={text!r} must be one of {', '.join(allowed)}")
     return text or None

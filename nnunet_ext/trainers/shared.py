@@ -22,15 +22,16 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 
 from nnunet_ext.errors import TrainingError, UserError
-from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.files import atomic_path, write_json
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
-from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
+from nnunet_ext.trainers.checkpoint_files import check_writable, keep, why_unreadable
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
+from nnunet_ext.trainers.loaders import close_loaders, draw_seed, threaded_loaders
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 from nnunet_ext.trainers.signals import handlers
 
@@ -73,7 +74,7 @@ class SharedTrainer(nnUNetTrainer):
     ):
         settings = TrainingSettings.from_environment()
         if nnUNet_results.is_set():
-            _check_writable(str(nnUNet_results))
+            check_writable(str(nnUNet_results))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
         self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
@@ -83,6 +84,7 @@ class SharedTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
         self.initial_lr = settings.learning_rate or self.initial_lr
+        self.seed = draw_seed() if settings.seed is None else settings.seed
         self._last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
@@ -209,6 +211,9 @@ class SharedTrainer(nnUNetTrainer):
                 )
         return super().do_split()
 
+    def get_dataloaders(self):
+        return threaded_loaders(self, self.seed) if self.settings.loader == "threads" else super().get_dataloaders()
+
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
@@ -244,8 +249,11 @@ class SharedTrainer(nnUNetTrainer):
 
     @ends_in_one_line
     def run_training(self) -> None:
-        with handlers(self._on_signal):
-            super().run_training()
+        try:
+            with handlers(self._on_signal):
+                super().run_training()
+        finally:
+            close_loaders(self)
 
     @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -285,6 +293,7 @@ class SharedTrainer(nnUNetTrainer):
                 "iterations": self.num_iterations_per_epoch,
                 "val_iterations": self.num_val_iterations_per_epoch,
                 "precision": self.precision,
+                "seed": self.seed,
                 "batch_size": self.configuration_manager.batch_size,
                 "patch_size": list(self.configuration_manager.patch_size),
             },
@@ -388,12 +397,3 @@ class SharedTrainer(nnUNetTrainer):
         except ImportError:
             return  # the extra is not installed
         self.logger.loggers.append(logger)
-
-
-def _check_writable(folder: str) -> None:
-    probe = Path(folder, ".nnunet_ext_can_write")
-    try:
-        write_text(probe, "")
-        probe.unlink()
-    except UserError:
-        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None
