@@ -27,6 +27,8 @@ VARIABLES = {
     "NNUNET_EXT_GRADIENT_CLIP": "largest norm of the gradients",
     "NNUNET_EXT_PATIENCE": "epochs without a better EMA Dice after which training ends",
     "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
+    "NNUNET_EXT_LOADER": "who prepares batches: threads of the training, or nnU-Net's processes",
+    "NNUNET_EXT_SEED": "seed of the training's batches, with the loader threads",
     "NNUNET_EXT_SUPPORT": "prediction with UniverSeg: file whose support set replaces the checkpoint's",
     "NNUNET_EXT_SUPPORT_SIZE": "UniverSeg: support entries per slice, in training the most",
     "NNUNET_EXT_SUPPORT_DRAWS": "prediction with UniverSeg: support sets per slice, averaged",

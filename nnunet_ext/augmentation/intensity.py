@@ -12,6 +12,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import _build_kernel
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from nnunet_ext.augmentation.kernels import once
 from nnunet_ext.augmentation.randomness import Random, is_drawable
 from nnunet_ext.augmentation.transform import Sample, Transform
 from nnunet_ext.ops.compiled import array, compile_kernel
@@ -235,11 +236,15 @@ class Mirror(Transform):
 
     def apply(self, sample: Sample, axes: list[int], **_: Any) -> Sample:  # type: ignore[override]
         if axes:
-            sample["segmentation"] = sample["segmentation"].contiguous()
-            for tensor in (owned(sample), sample["segmentation"]):
+            for key in ("image", "segmentation"):
+                tensor = sample[key].contiguous()
                 flips = [axis in axes for axis in range(tensor.ndim - 1)]
-                for channel in tensor:
-                    _flip(tensor.dtype)(_volume(channel), *[False] * (3 - len(flips)), *flips)
+                if tensor.dtype in (torch.float32, torch.int16):
+                    for channel in tensor:
+                        _flip(tensor.dtype)(_volume(channel), *[False] * (3 - len(flips)), *flips)
+                    sample[key] = tensor
+                else:
+                    sample[key] = tensor.flip([axis + 1 for axis in axes])
         return sample
 
 
@@ -295,7 +300,7 @@ def _stretch(
     _kernel("stretch")(values.view(-1).numpy(), *numbers)
 
 
-@functools.cache
+@once
 def _kernel(name: str) -> Any:
     from numba import float32
 
@@ -311,7 +316,7 @@ def _kernel(name: str) -> Any:
     return compile_kernel(getattr(intensity_kernels, name), signatures[name])
 
 
-@functools.cache
+@once
 def _flip(dtype: torch.dtype) -> Any:
     from numba import boolean
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from batchgeneratorsv2.transforms.spatial.spatial import (
 )
 from torch import Tensor
 
+from nnunet_ext.augmentation.kernels import once
 from nnunet_ext.augmentation.randomness import Random, is_drawable
 from nnunet_ext.augmentation.transform import Sample, Transform
 from nnunet_ext.ops.compiled import array, compile_kernel, empty
 
 _PADDED = ("zeros", "constant")
+_NARROW = (torch.uint8, torch.int8, torch.int16)
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,15 @@ class Spatial(Transform):
             affine, center_location_in_pixels: see `draw`.
             window: the part of the input that the sample holds; None: all.
         """
-        image, labels = sample["image"], sample["segmentation"]
         dim = len(self.patch_size)
+        image, dtype = sample["image"], sample["segmentation"].dtype
+        # nnU-Net's loader gives int16; a kernel for each type would take seconds to compile.
+        labels = sample["segmentation"].to(torch.int16 if dtype in _NARROW else torch.int64)
         window = window or Window.whole(image.shape[-dim:])
         if affine is None:
             cropped = self._crop(image, window, center_location_in_pixels, 0)
-            return {
-                **sample,
-                "image": cropped,
-                "segmentation": self._crop(labels, window, center_location_in_pixels, self.padding),
-            }
+            cropped_labels = self._crop(labels, window, center_location_in_pixels, self.padding)
+            return {**sample, "image": cropped, "segmentation": cropped_labels.to(dtype)}
         lead = image.shape[1:2] if self.planes else (() if dim == 3 else (1,))
         image_out = empty((len(image), *lead, *self.patch_size), image)
         labels_out = empty((len(labels), *lead, *self.patch_size), labels)
@@ -174,7 +174,7 @@ class Spatial(Transform):
         return {
             **sample,
             "image": image_out.reshape(len(image), *shape),
-            "segmentation": labels_out.reshape(len(labels), *shape),
+            "segmentation": labels_out.reshape(len(labels), *shape).to(dtype),
         }
 
     def _float32(
@@ -215,8 +215,10 @@ class Spatial(Transform):
         return count[:, 0] == 2, np.ascontiguousarray(count[:, 1]), np.ascontiguousarray(count[:, 2])
 
     def _crop(self, tensor: Tensor, window: Window, center: Sequence[float], padding: int) -> Tensor:
-        """The patch around a centre, of its own memory: what follows changes it in place."""
+        """The patch around a centre, contiguous."""
         wanted = self.window(window.size, None, center)
+        if wanted == window and window.shape == self.patch_size:
+            return tensor.contiguous()
         if wanted.shape == self.patch_size:
             out = empty((*tensor.shape[: -len(self.patch_size)], *self.patch_size), tensor)
             out.copy_(tensor[(..., *_slices(wanted, window.origin))])
@@ -239,7 +241,7 @@ def _torch(dtype: np.dtype) -> torch.dtype:
     return getattr(torch, dtype.name)
 
 
-@functools.cache
+@once
 def _kernel(name: str, labels: torch.dtype) -> Any:
     from numba import boolean, from_dtype
 
@@ -255,7 +257,7 @@ def _kernel(name: str, labels: torch.dtype) -> Any:
     return compile_kernel(getattr(spatial_kernels, name), signature)
 
 
-@functools.cache
+@once
 def _two_labels(labels: torch.dtype) -> Any:
     from nnunet_ext.augmentation import spatial_kernels
 

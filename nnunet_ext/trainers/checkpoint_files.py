@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from nnunet_ext.files import remove_leftovers, writing_prefix
+from nnunet_ext.errors import TrainingError, UserError
+from nnunet_ext.files import remove_leftovers, write_text, writing_prefix
 
 
 def keep(path: Path, kept: Path) -> None:
@@ -33,3 +34,17 @@ def why_unreadable(path: Path) -> str | None:
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None
+
+
+def check_writable(folder: str) -> None:
+    """Refuse a folder of results that cannot be written, before anything is computed.
+
+    Raises:
+        TrainingError: it cannot.
+    """
+    probe = Path(folder, ".nnunet_ext_can_write")
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except UserError:
+        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None

@@ -15,6 +15,7 @@ from nnunet_ext.errors import TrainingError
 from nnunet_ext.trainers.recipe import ADAMW, OPTIMIZERS, SCHEDULES, Recipe
 
 PRECISIONS = ("fp16", "bf16", "fp32")
+LOADERS = ("threads", "processes")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class TrainingSettings:
         schedule: NNUNET_EXT_SCHEDULE.
         warmup_epochs: NNUNET_EXT_WARMUP_EPOCHS.
         gradient_clip: NNUNET_EXT_GRADIENT_CLIP.
+        loader: NNUNET_EXT_LOADER, one of `LOADERS`.
+        seed: NNUNET_EXT_SEED, of the batches.
     """
 
     epochs: int | None = None
@@ -48,6 +51,8 @@ class TrainingSettings:
     schedule: str | None = None
     warmup_epochs: int | None = None
     gradient_clip: float | None = None
+    loader: str = LOADERS[0]
+    seed: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> TrainingSettings:
@@ -69,6 +74,8 @@ class TrainingSettings:
             schedule=choice(environment, "NNUNET_EXT_SCHEDULE", SCHEDULES),
             warmup_epochs=whole_number(environment, "NNUNET_EXT_WARMUP_EPOCHS"),
             gradient_clip=number(environment, "NNUNET_EXT_GRADIENT_CLIP"),
+            loader=choice(environment, "NNUNET_EXT_LOADER", LOADERS) or LOADERS[0],
+            seed=whole_number(environment, "NNUNET_EXT_SEED"),
         )
 
     def recipe(self, own: Recipe) -> Recipe:

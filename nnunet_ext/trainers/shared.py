@@ -19,28 +19,28 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_ext.errors import TrainingError, UserError
-from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.errors import TrainingError
+from nnunet_ext.files import write_json
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
-from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
+from nnunet_ext.trainers.checkpoint_files import check_writable
+from nnunet_ext.trainers.checkpoints import LATEST, PREVIOUS, SafeCheckpoints
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
-from nnunet_ext.trainers.recipe import Recipe, optimizer_and_schedule, optimizer_in
+from nnunet_ext.trainers.loaders import close_loaders, draw_seed, threaded_loaders
+from nnunet_ext.trainers.recipe import Recipe, optimizer_and_schedule
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
 from nnunet_ext.trainers.signals import handlers
 from nnunet_ext.trainers.tensorboard import tensorboard_loggers
 
 # The exit status that says: everything is saved, submit me again with --c.
 EXIT_RESUBMIT = 85
-LATEST, PREVIOUS, BEST = "checkpoint_latest.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
 # Without NNUNET_EXT_CHECKPOINT_EVERY, checkpoint_latest is written after the first epoch end this long after the last.
 CHECKPOINT_SECONDS = 600
 
@@ -49,7 +49,7 @@ class _PatienceEnds(Exception):
     """Leaves nnU-Net's loop over the epochs."""
 
 
-class SharedTrainer(nnUNetTrainer):
+class SharedTrainer(SafeCheckpoints):
     """nnU-Net's trainer with settings from the environment, atomic checkpoints, signals and a NaN guard.
 
     * Settings: see `nnunet_ext.trainers.settings`.
@@ -85,7 +85,7 @@ class SharedTrainer(nnUNetTrainer):
     ):
         settings = TrainingSettings.from_environment()
         if nnUNet_results.is_set():
-            _check_writable(str(nnUNet_results))
+            check_writable(str(nnUNet_results))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
         self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
@@ -95,7 +95,8 @@ class SharedTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
         self.use_recipe(self.recipe)
-        self._last_checkpoint_time = time.monotonic()
+        self.seed = draw_seed() if settings.seed is None else settings.seed
+        self.last_checkpoint_time = time.monotonic()
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
         self._backends: dict[str, str] = {}
@@ -256,61 +257,21 @@ class SharedTrainer(nnUNetTrainer):
                 )
         return super().do_split()
 
-    # Checkpoints -----------------------------------------------------------------------------------------------
-
-    def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        try:
-            with atomic_path(filename) as temporary:
-                super().save_checkpoint(str(temporary))
-                if Path(filename).name == LATEST and Path(filename).exists():
-                    keep(Path(filename), Path(filename).with_name(PREVIOUS))
-        except UserError as error:  # a full disk, say
-            raise TrainingError(str(error)) from None
-        if Path(filename).name == LATEST:
-            self._last_checkpoint_time = time.monotonic()
-
-    @ends_in_one_line
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        path = Path(filename_or_checkpoint)
-        problem = why_unreadable(path)
-        if problem is None:
-            self._continue_from(path)
-            return
-        earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []
-        for candidate in earlier:
-            if why_unreadable(candidate) is None:
-                self.print_to_log_file(f"WARNING: {path} is damaged ({problem}); continuing from {candidate.name}")
-                self._continue_from(candidate)
-                return
-        self.fail(f"{path} is damaged ({problem}) and there is no earlier checkpoint; delete it and train again")
-
-    def _continue_from(self, path: Path) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        wanted = optimizer_in(self.optimizer.state_dict())
-        written = optimizer_in(torch.load(path, map_location="cpu", weights_only=False, mmap=True)["optimizer_state"])
-        if written != wanted:
-            self.fail(
-                f"{path} was trained with {written}, not {wanted}; set NNUNET_EXT_OPTIMIZER={written} to continue"
-            )
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
-        super().load_checkpoint(str(path))
-        # The checkpoint's would win otherwise; the schedule sets the learning rate anew at every epoch.
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
+    def get_dataloaders(self):
+        return threaded_loaders(self, self.seed) if self.settings.loader == "threads" else super().get_dataloaders()
 
     # Epochs ----------------------------------------------------------------------------------------------------
 
     @ends_in_one_line
     def run_training(self) -> None:
-        with handlers(self._on_signal):
-            try:
-                super().run_training()
-            except _PatienceEnds:
-                self.on_train_end()
+        try:
+            with handlers(self._on_signal):
+                try:
+                    super().run_training()
+                except _PatienceEnds:
+                    self.on_train_end()
+        finally:
+            close_loaders(self)
 
     @ends_in_one_line
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -364,7 +325,7 @@ class SharedTrainer(nnUNetTrainer):
                 "iterations": self.num_iterations_per_epoch,
                 "val_iterations": self.num_val_iterations_per_epoch,
                 "precision": self.precision,
-                "learning_rate": self.initial_lr,
+                "seed": self.seed,
                 "batch_size": self.configuration_manager.batch_size,
                 "patch_size": list(self.configuration_manager.patch_size),
             },
@@ -383,7 +344,7 @@ class SharedTrainer(nnUNetTrainer):
         self._agree_to_stop()
         every = self.settings.checkpoint_every
         if every is None:
-            due = time.monotonic() - self._last_checkpoint_time >= CHECKPOINT_SECONDS
+            due = time.monotonic() - self.last_checkpoint_time >= CHECKPOINT_SECONDS
         else:
             due = (self.current_epoch + 1) % every == 0
         # nnU-Net writes checkpoint_latest itself when the epoch is divisible by `save_every`.
@@ -410,35 +371,6 @@ class SharedTrainer(nnUNetTrainer):
     def _exit_for_resubmission(self, why: str) -> None:
         self.print_to_log_file(f"signal received, {why}; saved, exit status {EXIT_RESUBMIT}: continue with --c")
         raise SystemExit(EXIT_RESUBMIT)
-
-    def fail(self, message: str) -> None:
-        """Put one line into the log and end the command with it.
-
-        Raises:
-            TrainingError: always.
-        """
-        self.print_to_log_file(f"ERROR: {message}", also_print_to_console=False)
-        raise TrainingError(message)
-
-    def fail_together(self, message: str | None) -> None:
-        """Fail on all ranks of distributed training when one has to; the others would wait for it forever.
-
-        Args:
-            message: what is wrong on this rank, or None. Every rank calls this at the same place.
-
-        Raises:
-            TrainingError: with the messages of all ranks, if there is one.
-        """
-        messages = [message]
-        if self.is_ddp:
-            flag = torch.tensor(int(message is not None), device=self.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            if flag.item():
-                messages = [None] * dist.get_world_size()
-                dist.all_gather_object(messages, message)
-        found = [text for text in messages if text]
-        if found:
-            self.fail("; ".join(found))
 
     # Records ---------------------------------------------------------------------------------------------------
 
@@ -474,12 +406,3 @@ def epochs_without_progress(ema_dice: Sequence[float]) -> int:
     if not len(ema_dice):
         return 0
     return len(ema_dice) - 1 - int(np.argmax(np.nan_to_num(ema_dice, nan=-np.inf)))
-
-
-def _check_writable(folder: str) -> None:
-    probe = Path(folder, ".nnunet_ext_can_write")
-    try:
-        write_text(probe, "")
-        probe.unlink()
-    except UserError:
-        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None

@@ -65,7 +65,7 @@ def assert_same(found, expected, name):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_transform_does_what_nnunets_does(setting):
-    for seed, composed, sample in draws(setting, 12):
+    for seed, composed, sample in draws(setting, 8):
         # Before any draw: some of batchgeneratorsv2's transforms remember.
         steps = _converted(copy.deepcopy(composed.transforms))
         transforms = list(composed.transforms)
@@ -95,7 +95,7 @@ def test_the_whole_augmentation_does_what_nnunets_does():
 
 @pytest.mark.parametrize("setting", ["cube", "smaller-than-the-patch", "anisotropic-dummy-2d", "2d"])
 def test_what_a_patch_does_not_look_at_need_not_be_there(setting):
-    for seed, composed, sample in draws(setting, 12):
+    for seed, composed, sample in draws(setting, 8):
         spatial = _converted(composed.transforms)[0]
         axes = len(spatial.patch_size)
         parameters = spatial.draw(sample["image"].shape, Random(seed, seed))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from nnunet_ext.cli.main import main
-from nnunet_ext.trainers.shared import LATEST
+from nnunet_ext.trainers.checkpoints import LATEST
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 
 folder = Path(sys.argv[1])

@@ -14,10 +14,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ext import models
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.trainers.checkpoints import LATEST
 from nnunet_ext.trainers.recipe import ADAMW, Recipe, learning_rate, optimizer_and_schedule
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
-from nnunet_ext.trainers.shared import LATEST, epochs_without_progress
+from nnunet_ext.trainers.shared import epochs_without_progress
 
 # Optimiser, highest learning rate, weight decay, schedule, epochs of warm-up, largest norm of the gradients.
 NNUNET = ("sgd", 1e-2, 3e-5, "poly", 0, 12.0)

@@ -21,10 +21,11 @@ from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
 from nnunet_ext.inference.model_folder import open_model_folder
 from nnunet_ext.reports.training_records import read_run_record
+from nnunet_ext.trainers.checkpoints import BEST, LATEST, PREVIOUS
 from nnunet_ext.trainers.run_record import add_validation, count_gmacs
 from nnunet_ext.trainers.segmamba import nnUNetTrainerSegMamba
 from nnunet_ext.trainers.settings import TrainingSettings
-from nnunet_ext.trainers.shared import BEST, EXIT_RESUBMIT, LATEST, PREVIOUS
+from nnunet_ext.trainers.shared import EXIT_RESUBMIT
 
 PLANS = "nnUNetPlansSegMambaTiny"
 

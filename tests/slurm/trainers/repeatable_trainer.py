@@ -24,6 +24,7 @@ class nnUNetTrainerRepeatable(nnUNetTrainerExt):
 
     def initialize(self) -> None:
         _seed(self.fold)
+        self.seed = 1000 + self.fold  # of the batches
         super().initialize()
 
     def on_epoch_start(self) -> None:
