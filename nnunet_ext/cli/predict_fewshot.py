@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cases import ending_of
+from nnunet_ext.cli.device import chosen_device
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError, reason_of
 
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.few_shot import folder
 
     cases = folder.find_images(arguments.input)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(chosen_device(arguments.device, "predict-fewshot"))
     core, stored_size = folder.load_network(arguments.weights)
     size = arguments.image_size or stored_size or 128
     if size % core.multiple:

@@ -39,6 +39,7 @@ from nnunet_ext.inference.model_files import channels_of
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
+from nnunet_ext.quiet import quiet_predictor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -80,7 +81,8 @@ class FolderPredictor(nnUNetPredictor):
     """
 
     def __init__(self, *, precision: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
+        with quiet_predictor():
+            super().__init__(**options)
         default = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision or default
         if self.precision == "fp16" and self.device.type != "cuda":

@@ -54,7 +54,8 @@ def support(base: Path, shapes, ending: str, spacing) -> None:
 def command(base: Path, *more: str) -> list[str]:
     return [
         "predict-fewshot", "--weights", str(base / "weights.pt"), "--support-images", str(base / "images"),
-        "--support-labels", str(base / "labels"), "-i", str(base / "in"), "-o", str(base / "out"), *more,
+        "--support-labels", str(base / "labels"), "-i", str(base / "in"), "-o", str(base / "out"),
+        "--device", "cpu", *more,
     ]  # fmt: skip
 
 
