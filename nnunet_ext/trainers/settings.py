@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunet_ext.environment import share, whole_number
-from nnunet_ext.errors import TrainingError
+from nnunet_ext.errors import TrainingError, UserError
+from nnunet_ext.files import write_text
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 
@@ -67,6 +69,20 @@ def check_precision(precision: str, device_type: str) -> str:
     if precision == "fp16" and device_type != "cuda":
         raise TrainingError(f"NNUNET_EXT_PRECISION='fp16' needs a CUDA device, not {device_type}; use bf16 or fp32")
     return precision
+
+
+def check_writable(folder: str) -> None:
+    """Refuse nnUNet_results that cannot be written, before anything is computed.
+
+    Raises:
+        TrainingError: naming the folder.
+    """
+    probe = Path(folder, ".nnunet_ext_can_write")
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except UserError:
+        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None
 
 
 def _precision(environment: Mapping[str, str]) -> str | None:

@@ -21,8 +21,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from nnunet_ext.environment import unknown_variables
 from nnunet_ext.errors import TrainingError, UserError
-from nnunet_ext.files import atomic_path, write_json, write_text
+from nnunet_ext.files import atomic_path, write_json
 from nnunet_ext.inference.validation import validate_fold
 from nnunet_ext.machine import available_cores
 from nnunet_ext.ops.backends import taken_by
@@ -31,7 +32,7 @@ from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
-from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
+from nnunet_ext.trainers.settings import TrainingSettings, check_precision, check_writable, default_precision
 from nnunet_ext.trainers.signals import handlers
 from nnunet_ext.trainers.tensorboard import tensorboard_loggers
 
@@ -74,9 +75,11 @@ class SharedTrainer(nnUNetTrainer):
     ):
         settings = TrainingSettings.from_environment()
         if nnUNet_results.is_set():
-            _check_writable(str(nnUNet_results))
+            check_writable(str(nnUNet_results))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
+        for name, remedy in unknown_variables(os.environ).items():
+            self.print_to_log_file(f"WARNING: the variable {name} has no effect; {remedy}")
         self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
         if self.precision != "fp16":
             self.grad_scaler = None  # only fp16 underflows
@@ -85,6 +88,7 @@ class SharedTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
         self.initial_lr = settings.learning_rate or self.initial_lr
         self._last_checkpoint_time = time.monotonic()
+        self._waiting_since: float | None = None  # for the first batch
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
         self._backends: dict[str, str] = {}
@@ -158,6 +162,10 @@ class SharedTrainer(nnUNetTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         self.after_update()
+        if self._waiting_since is not None:
+            seconds, self._waiting_since = time.monotonic() - self._waiting_since, None
+            epoch = f"{self.num_iterations_per_epoch} such and {self.num_val_iterations_per_epoch} of validation"
+            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s; an epoch has {epoch}")
         if self._stop == "batch" and not self.is_ddp:
             # The epoch is not over: it is run again from these weights.
             self.current_epoch -= 1
@@ -272,9 +280,10 @@ class SharedTrainer(nnUNetTrainer):
         super().on_train_start()
         self.print_to_log_file(
             f"nnunet_ext: {self.num_epochs} epochs x {self.num_iterations_per_epoch} iterations, "
-            f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}"
+            f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}; workers "
+            "start and kernels are compiled before the first batch, which may take minutes"
         )
-        parameters = count_parameters(self.bare_network())
+        self._waiting_since = time.monotonic()
         self._record = {
             "trainer": type(self).__name__,
             "plans": self.plans_manager.plans_name,
@@ -291,7 +300,7 @@ class SharedTrainer(nnUNetTrainer):
                 "patch_size": list(self.configuration_manager.patch_size),
             },
             "backends": self._backends,
-            "parameters": parameters,
+            "parameters": count_parameters(self.bare_network()),
             "gmacs_per_patch": self._gmacs(),
             "software": run_record.describe_software(),
             "hardware": run_record.describe_hardware(self.device),
@@ -389,12 +398,3 @@ class SharedTrainer(nnUNetTrainer):
             return run_record.count_gmacs(self.bare_network(), self.num_input_channels, patch_size, self.device)
         finally:
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
-
-
-def _check_writable(folder: str) -> None:
-    probe = Path(folder, ".nnunet_ext_can_write")
-    try:
-        write_text(probe, "")
-        probe.unlink()
-    except UserError:
-        raise TrainingError(f"nnUNet_results={folder} cannot be written; set it to a folder you may write to") from None

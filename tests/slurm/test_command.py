@@ -46,6 +46,8 @@ def test_what_this_shell_has_set_is_listed_and_a_short_training_is_asked_about(b
     longer = slurm(base, *TRAIN, NNUNET_EXT_EPOCHS="2000")
     assert longer.returncode == 0 and "  NNUNET_EXT_EPOCHS=2000" in longer.stderr
     assert "set in this shell" not in slurm(base, *TRAIN, "-o", "other").stderr
+    misspelt = slurm(base, *TRAIN, "--dry-run", NNUNET_EXT_EPOCS="5").stderr
+    assert "NNUNET_EXT_EPOCS=5  (has no effect: did you mean NNUNET_EXT_EPOCHS?)" in misspelt
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
