@@ -236,7 +236,7 @@ class FolderPredictor(nnUNetPredictor):
                     writer.write_seg(segmentation_of_logits(sample, *managers, properties), str(trial), properties)
                     check_written(trial, voxels, case.output.with_name(f"{case.name}-sample{ending}"))
                     maps.append(sitk.GetArrayFromImage(sitk.ReadImage(str(trial))))
-                settings = asdict(self.network.sampling)
+                settings = {**asdict(self.network.sampling), "image": str(case.images[0].absolute())}
                 write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
                 trial.unlink()
                 del files[trial]
