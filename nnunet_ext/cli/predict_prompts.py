@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nnunet_ext.clicks.folder import draw_case, pair_with_prompts, parse_labels, segment_case
     from nnunet_ext.clicks.model import load_official, load_trained
+    from nnunet_ext.files import read_json, write_json
     from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
 
@@ -96,4 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
             named = "" if isinstance(error, UserError) else f"{case.case}: "
             print(f"nnunet_ext predict-prompts: {named}{reason_of(error)}", file=sys.stderr)
+    described = arguments.output / "dataset.json"
+    if arguments.model is not None and failed < len(cases) and not described.exists():
+        # As nnUNetv2_predict: what the label maps are evaluated by.
+        write_json(described, read_json(arguments.model / "dataset.json"))
     return 1 if failed else 0
