@@ -1,4 +1,4 @@
-"""A whole cross-validation as batch jobs that survive time limits and preemption, or on this machine with --local.
+"""A whole cross-validation as batch jobs that go on after time limits and preemption, or on this machine.
 
 Writes readable scripts for plan/preprocess -> train folds x trainers (an array) -> best configuration and
 post-processing -> predict imagesTs -> evaluate -> report, each waiting for the one before, and shows what they will do.

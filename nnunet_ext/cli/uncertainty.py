@@ -1,4 +1,4 @@
-"""How much the samples of a prediction differ, voxel by voxel and as numbers, and whether that is honest.
+"""How much the samples of a prediction differ, voxel by voxel and as numbers, and whether references differ as much.
 
 examples:
   nnunet_ext uncertainty -i predictions/samples
@@ -8,8 +8,8 @@ examples:
 Reads SAMPLES/CASE/sample_00.nii.gz and so on, as diffusion models write them, or any label maps of these names. Writes
 into SAMPLES/uncertainty (or -o) per case CASE_entropy.nii.gz and CASE_variance.nii.gz in the geometry of the image
 (and CASE_mutual_information.nii.gz where probabilities were stored), summary.json with the agreement of the samples
-and, with references, GED², mean Dice and calibration errors per case and on average, and a picture of the most
-uncertain case. docs/uncertainty.md has the definitions.
+and, with references, GED² (generalised energy distance: 0 where samples and references differ alike), mean Dice and
+calibration errors per case and on average, and a picture of the most uncertain case, on its image (--images). docs/uncertainty.md has the definitions.
 
 Exit status: 0 all cases measured, 1 something could not be, 2 wrong usage.
 """
