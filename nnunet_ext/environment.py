@@ -6,6 +6,7 @@ allowed ends these with one line.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -42,6 +43,15 @@ VARIABLES = {
     "NNUNET_EXT_TEST_NOTHING_SKIPPED": "1: in the tests, a skip is a failure",
     "NNUNET_EXT_TEST_SEEDS": "seeds of the random comparison with nnU-Net in the tests, such as 1000-1999",
 }
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Name -> what to do, for every NNUNET_EXT_ variable that is set and none of `VARIABLES`: it has no effect."""
+    unknown = sorted(name for name in environment if name.startswith("NNUNET_EXT_") and name not in VARIABLES)
+    close = {name: difflib.get_close_matches(name, VARIABLES, n=1) for name in unknown}
+    return {
+        name: f"did you mean {near[0]}?" if near else "known: " + ", ".join(VARIABLES) for name, near in close.items()
+    }
 
 
 def whole_number(environment: Mapping[str, str], name: str) -> int | None:

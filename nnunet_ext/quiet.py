@@ -1,8 +1,9 @@
-"""Image libraries kept from printing beside the errors they raise: a refusal is one line, ours."""
+"""Libraries kept from printing what nobody asked for, beside the errors they raise: a refusal is one line, ours."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -42,3 +43,10 @@ def quiet_nibabel() -> Iterator[None]:
             yield
         finally:
             imageglobals.logger.disabled = before
+
+
+@contextlib.contextmanager
+def quiet_predictor() -> Iterator[None]:
+    """Without CUDA, nnU-Net's predictor says on stdout that it changes an option, whatever its value was."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,4 +1,4 @@
-"""Data that can be trusted: check, clean, get and convert data sets in nnU-Net's raw format.
+"""Check, clean, get and convert data sets in nnU-Net's raw format.
 
   check    find damaged files, wrong headers, labels that do not fit, copies across folds
   clean    write a repaired data set with a log of every change

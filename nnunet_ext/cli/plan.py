@@ -23,18 +23,20 @@ example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ext import models
 from nnunet_ext.cli.numbers import at_least_one, gigabytes
 from nnunet_ext.errors import UsageError, UserError
 
 if TYPE_CHECKING:
+    from nnunet_ext.plans.offer import Offer
     from nnunet_ext.plans.write import Planned
 
 
@@ -118,7 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     trainer = model.trainers[0].name
-    example = f"nnUNetv2_train {arguments.dataset} {planned[0].configuration} 0 -p {path.stem} -tr {trainer}"
+    # A network for volumes is shown at work on volumes.
+    names = [p.configuration for p in planned]
+    first = "3d_fullres" if "3d_fullres" in names else names[0]
+    example = f"nnUNetv2_train {arguments.dataset} {first} 0 -p {path.stem} -tr {trainer}"
     print(f"\nnext: {example}", file=sys.stderr)
     return 0
 
@@ -162,7 +167,7 @@ def _show_memory(arguments: argparse.Namespace, model: models.Model, size: str) 
     from nnunet_ext.plans.offer import MEMORY_SIZES_GB, offers
     from nnunet_ext.plans.write import data_of_plans
 
-    written = [name for name in ("patch_size", "batch_size", "plans_name") if getattr(arguments, name) is not None]
+    written = [name for name in ("patch_size", "plans_name") if getattr(arguments, name) is not None]
     if written:
         raise UserError(f"--{written[0].replace('_', '-')} belongs to plans that are written; --memory writes none")
     configurations = data_of_plans(
@@ -170,30 +175,37 @@ def _show_memory(arguments: argparse.Namespace, model: models.Model, size: str) 
     )
     sizes = sorted(arguments.memory) or MEMORY_SIZES_GB
     total = len(sizes) * len(configurations)
-    each = offers(model, size, configurations, sizes)
+    each = offers(model, size, configurations, sizes, arguments.batch_size)
     found = list(tqdm(each, total=total, desc="estimate", unit="GPU", delay=2, leave=False))
     if arguments.json:
         rows = [{**vars(offer), "fit": offer.fit and vars(offer.fit)} for offer in found]
         print(json.dumps(rows, indent=2))
-    heading = ("GPU", "configuration", "patch", "batch", "estimated")
-    lines = [
-        (
-            f"{offer.gpu_gigabytes:g} GB",
-            offer.configuration,
-            *(
-                ("x".join(map(str, fit.patch_size)), str(fit.batch_size), f"{fit.gigabytes:.1f} GB")
-                if (fit := offer.fit)
-                else ("nothing fits", "", "")
-            ),
-        )
-        for offer in found
-    ]
-    _print_table(heading, lines)
     which = f"--network {arguments.network}" if arguments.network else f"--model {model.name} --size {size}"
     settings = f" --set {shlex.join(arguments.set)}" if arguments.set else ""
     chosen = f"nnunet_ext plan -d {arguments.dataset} {which}{settings}"
+    chosen += "" if arguments.batch_size is None else f" --batch-size {arguments.batch_size}"
+    _print_table(("GPU", "configuration", "patch", "batch", "estimated", "limited by"), _collapsed(found))
     print(f"\nnothing written; next: {chosen} --gpu-memory-target {sizes[-1]:g}", file=sys.stderr)
     return 0 if any(offer.fit for offer in found) else 1
+
+
+def _collapsed(offers: Sequence[Offer]) -> list[tuple[str, ...]]:
+    """Rows of the table, one for GPUs that allow the same."""
+
+    def same(offer: Offer) -> tuple[Any, ...]:
+        return offer.configuration, offer.fit and (offer.fit.patch_size, offer.fit.batch_size)
+
+    rows: list[tuple[str, ...]] = []
+    for (configuration, _), group in itertools.groupby(offers, key=same):
+        own = list(group)
+        gpus = f"{own[0].gpu_gigabytes:g}" + (f" to {own[-1].gpu_gigabytes:g}" if len(own) > 1 else "")
+        if (fit := own[0].fit) is None:
+            rows.append((f"{gpus} GB", configuration, "nothing fits", "", "", "the memory"))
+            continue
+        patch = "x".join(map(str, fit.patch_size))
+        limit = fit.limit or "the memory"
+        rows.append((f"{gpus} GB", configuration, patch, str(fit.batch_size), f"{fit.gigabytes:.1f} GB", limit))
+    return rows
 
 
 def _print_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -21,6 +21,7 @@ import os
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli.device import chosen_device
 from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-prev_stage_predictions", type=Path, metavar="FOLDER", help="label maps of the first stage")
     parser.add_argument("-num_parts", type=int, default=1, metavar="N", help="share the cases among N commands")
     parser.add_argument("-part_id", type=int, default=0, metavar="K", help="which of them this is, from 0")
-    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cuda", help="(default: %(default)s)")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: nnU-Net's, fp16 on cuda")
     parser.add_argument("--disable_progress_bar", action="store_true", help="one line per case only")
     parser.add_argument("--not_on_device", action="store_true", help="results in main memory, for large cases on cuda")
@@ -67,8 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
     from nnunet_ext.machine import available_cores
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("-device cuda: no usable GPU here; give -device cpu")
+    arguments.device = chosen_device(arguments.device, "predict")
     cores = available_cores()
     if arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
@@ -145,5 +145,13 @@ def _model_folder(arguments: argparse.Namespace) -> Path:
     dataset = find_dataset(arguments.d, "nnUNet_results", remedy="train first, or give the model's folder with -m")
     folder = dataset / f"{arguments.tr}__{arguments.p}__{arguments.c}"
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; check -d, -tr, -p and -c")
+        there = "; ".join(_trained(dataset)) or "none"
+        raise UserError(f"{folder} does not exist; the models of {dataset.name} that are trained: {there}")
     return folder
+
+
+def _trained(dataset: Path) -> list[str]:
+    """The options of every model with a checkpoint in a data set's results."""
+    folders = sorted({path.parent.parent for path in dataset.glob("*__*__*/fold_*/checkpoint_*.pth")})
+    parts = [folder.name.split("__") for folder in folders]
+    return [f"-tr {own[0]} -p {own[1]} -c {own[2]}" for own in parts if len(own) == 3]

@@ -11,7 +11,8 @@ examples:
       -i IN -o OUT --support-size 64 --ensemble 5 --uncertainty
 
 Files are named as in nnU-Net: images case_0000.png or case_0000.nii.gz, label maps case.png or case.nii.gz. Results
-have the input's ending and geometry; variances go to OUT/uncertainty. A support case never supports an input of the
+have the input's ending and geometry; variances go to OUT/uncertainty. OUT/dataset.json, the support's or the values of
+its labels, tells nnunet_ext evaluate what they mean. A support case never supports an input of the
 same name.
 
 Exit status: 0 all cases segmented, 1 some could not be (each is named, the others are segmented), 2 wrong usage.
@@ -24,6 +25,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cases import ending_of
+from nnunet_ext.cli.device import chosen_device
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError, reason_of
 
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.few_shot import folder
 
     cases = folder.find_images(arguments.input)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(chosen_device(arguments.device, "predict-fewshot"))
     core, stored_size = folder.load_network(arguments.weights)
     size = arguments.image_size or stored_size or 128
     if size % core.multiple:
@@ -96,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         except Exception as error:  # whatever it is, the other cases can be segmented
             failed += 1
             print(f"nnunet_ext predict-fewshot: {case}: {reason_of(error)}", file=sys.stderr)
+    if failed < len(cases):
+        folder.write_dataset_json(arguments.output, arguments.support_labels, support)
     if not arguments.quiet:
         print(f"{len(cases) - failed} of {len(cases)} cases in {arguments.output}", file=sys.stderr)
     return 1 if failed else 0
@@ -109,6 +113,9 @@ def _say(arguments: argparse.Namespace, support, stored_size: int | None) -> Non
         where = support.where(task)
         slices = sum(map(len, where.values()))
         print(f"label {support.tasks[task].name}: {slices} support slices of {len(where)} cases", file=sys.stderr)
+    if arguments.strategy == "balanced" and arguments.ensemble == 1 and support.is_aligned():
+        print("labels lie at the same place in all support volumes; if the images to segment are aligned with them, "
+              "--strategy position takes slices from the same place", file=sys.stderr)  # fmt: skip
     if stored_size is None:
         print("the authors' weights are licensed for research only (OpenRAIL++-M)", file=sys.stderr)
 

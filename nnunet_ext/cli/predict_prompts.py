@@ -22,6 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_ext.cli.device import chosen_device
 from nnunet_ext.errors import UserError, reason_of
 
 
@@ -50,24 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--radius", type=float, default=3.0, metavar="MM", help="of clicks drawn (default: 3)")
     parser.add_argument("--continue", dest="skip", action="store_true", help="keep label maps that exist and are whole")
     parser.add_argument(
-        "-device", "--device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: %(default)s"
+        "-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
     from tqdm import tqdm
 
     from nnunet_ext.clicks.folder import draw_case, pair_with_prompts, parse_labels, segment_case
     from nnunet_ext.clicks.model import load_official, load_trained
+    from nnunet_ext.files import read_json, write_json
     from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here; add -device cpu")
     if arguments.draw and arguments.model is None:
         raise UserError("--draw needs -m: nnUNetv2_predict runs trained models only")
+    arguments.device = chosen_device(arguments.device, "predict-prompts")
     if arguments.weights is not None:
         model = load_official(arguments.weights, arguments.device)
     else:
@@ -97,4 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
             named = "" if isinstance(error, UserError) else f"{case.case}: "
             print(f"nnunet_ext predict-prompts: {named}{reason_of(error)}", file=sys.stderr)
+    described = arguments.output / "dataset.json"
+    if arguments.model is not None and failed < len(cases) and not described.exists():
+        # As nnUNetv2_predict: what the label maps are evaluated by.
+        write_json(described, read_json(arguments.model / "dataset.json"))
     return 1 if failed else 0

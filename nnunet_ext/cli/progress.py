@@ -49,6 +49,8 @@ class Epochs:
         elif match := re.match(r"Epoch time: ([\d.]+) s", text):
             self._seconds.append(float(match[1]))
             return self._line()
+        elif text.startswith("nnunet_ext: first batch"):
+            return f"  {text.removeprefix('nnunet_ext: ')}"
         else:
             return stages(text)
         return None

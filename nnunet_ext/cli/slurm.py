@@ -1,4 +1,4 @@
-"""A whole cross-validation as batch jobs that survive time limits and preemption, or on this machine with --local.
+"""A whole cross-validation as batch jobs that go on after time limits and preemption, or on this machine.
 
 Writes readable scripts for plan/preprocess -> train folds x trainers (an array) -> best configuration and
 post-processing -> predict imagesTs -> evaluate -> report, each waiting for the one before, and shows what they will do.
@@ -256,11 +256,12 @@ def _summary(pipeline: Pipeline) -> str:
 
 def _local(pipeline: Pipeline, gpus: list[str]) -> int:
     from nnunet_ext.slurm.local import run_local
+    from nnunet_ext.slurm.outcome import outcome
 
     with stop_on_signals():
         run_local(pipeline, gpus)
-    if Path(pipeline.folder, "report.html").is_file():
-        print(f"report: {pipeline.folder}/report.html")
+    for line in outcome(pipeline):
+        print(line)
     return 0
 
 

@@ -58,7 +58,9 @@ def table(status: Status) -> str:
                 task.fold,
                 task.state + (f" ({task.detail})" if task.state == "pending" and task.detail else ""),
                 "-" if progress.total is None else f"{progress.epochs}/{progress.total}",
-                "-" if progress.ema_dice is None else f"{progress.ema_dice:.3f}",
+                "-"
+                if progress.ema_dice is None
+                else f"{progress.ema_dice:.3f}" + ", learnt nothing" * progress.learnt_nothing,
                 left,
                 task.job or "-",
             )
@@ -99,6 +101,7 @@ def _facts(status: Status) -> dict[str, Any]:
             "epoch": task.progress.epochs,
             "epochs": task.progress.total,
             "ema_dice": task.progress.ema_dice,
+            "learnt_nothing": task.progress.learnt_nothing,
             "losses": task.progress.losses,
             "seconds_left": task.progress.seconds_left,
         }

@@ -1,4 +1,4 @@
-"""How much the samples of a prediction differ, voxel by voxel and as numbers, and whether that is honest.
+"""How much the samples of a prediction differ, voxel by voxel and as numbers, and whether references differ as much.
 
 examples:
   nnunet_ext uncertainty -i predictions/samples
@@ -8,8 +8,8 @@ examples:
 Reads SAMPLES/CASE/sample_00.nii.gz and so on, as diffusion models write them, or any label maps of these names. Writes
 into SAMPLES/uncertainty (or -o) per case CASE_entropy.nii.gz and CASE_variance.nii.gz in the geometry of the image
 (and CASE_mutual_information.nii.gz where probabilities were stored), summary.json with the agreement of the samples
-and, with references, GED², mean Dice and calibration errors per case and on average, and a picture of the most
-uncertain case. docs/uncertainty.md has the definitions.
+and, with references, GED² (generalised energy distance: 0 where samples and references differ alike), mean Dice and
+calibration errors per case and on average, and a picture of the most uncertain case, on its image (--images). docs/uncertainty.md has the definitions.
 
 Exit status: 0 all cases measured, 1 something could not be, 2 wrong usage.
 """
@@ -20,10 +20,14 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.errors import UserError, one_line, reason_of
+
+if TYPE_CHECKING:
+    from nnunet_ext.evaluation.labels import Labels
+    from nnunet_ext.evaluation.samples import Uncertainty
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labels, regions and ignore label (default: the dataset.json in or above SAMPLES, or in or beside the "
         "references; without one, every label that occurs)",
     )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER",
+        help="images for the picture (default: those that samples.json names)",
+    )  # fmt: skip
     parser.add_argument("--bins", type=at_least_one, default=10, metavar="N", help="of the calibration (%(default)s)")
     parser.add_argument("--unbiased", action="store_true", help="GED² without the pairs of a map with itself")
     parser.add_argument("--json", action="store_true", help="print summary.json to stdout instead of the table")
@@ -56,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.evaluation.samples import find_reference, find_samples, measure_files
     from nnunet_ext.evaluation.summary import check_output_folder
     from nnunet_ext.files import json_text, write_json
-    from nnunet_ext.reports.uncertainty import write_maps, write_picture
+    from nnunet_ext.reports.uncertainty import write_maps
 
     cases = find_samples(arguments.input)
     for folder in arguments.reference:
@@ -111,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         },
     }
     write_json(output / "summary.json", summary)
-    write_picture(worst[1], worst[0], cases[worst[0]][0], output / "most_uncertain.png")
+    _write_picture(worst[1], worst[0], cases[worst[0]][0], output / "most_uncertain.png", arguments, labels)
     if arguments.json:
         print(json_text(summary), end="")
     elif not arguments.quiet:
@@ -120,6 +128,22 @@ def run(arguments: argparse.Namespace) -> int:
     for case, message in failures.items():
         print("nnunet_ext uncertainty: " + one_line(f"{case} left out: {message}"), file=sys.stderr)
     return 1 if failures else 0
+
+
+def _write_picture(
+    result: Uncertainty, case: str, sample: Path, path: Path, arguments: argparse.Namespace, labels: Labels | None
+) -> None:
+    """The picture with the image under it, or without when there is none that fits."""
+    from nnunet_ext.evaluation.samples import find_image, find_reference
+    from nnunet_ext.reports.uncertainty import write_picture
+
+    references = [find_reference(folder, case) for folder in arguments.reference]
+    shown = {"references": references, "ignore": None if labels is None else labels.ignore}
+    try:
+        write_picture(result, case, sample, path, image=find_image(sample.parent, arguments.images), **shown)
+    except UserError as error:
+        print(f"nnunet_ext uncertainty: note: no image under the picture: {error}", file=sys.stderr)
+        write_picture(result, case, sample, path, **shown)
 
 
 def _means(cases: list[dict[str, Any]]) -> dict[str, float]:

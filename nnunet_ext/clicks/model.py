@@ -12,6 +12,7 @@ import torch
 from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image
+from nnunet_ext.quiet import quiet_predictor
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def load_trained(
     from nnunet_ext.inference.model_folder import open_model_folder
 
     folder = Path(folder)
-    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False, perform_everything_on_device=False)
+    with quiet_predictor():
+        predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False, perform_everything_on_device=False)
     open_model_folder(predictor, folder, None if fold is None else (fold,), checkpoint, trust=trust)
     network = predictor.network
     if not isinstance(network, PromptableSAMMed3D):

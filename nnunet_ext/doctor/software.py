@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,7 +17,7 @@ from nnunet_ext import __version__, models
 from nnunet_ext.discovery import SHIMS
 from nnunet_ext.discovery.table import Entry, entries
 from nnunet_ext.doctor.finding import Finding
-from nnunet_ext.environment import VARIABLES
+from nnunet_ext.environment import unknown_variables
 from nnunet_ext.errors import UserError
 
 OLDEST_NNUNET = "2.8.1"
@@ -136,12 +135,11 @@ def torchvision(imports: dict[str, str | None], cuda_build: str | None) -> list[
 def variables(environment: dict[str, str]) -> list[Finding]:
     """This project's environment variables: those set, misspelt names, values nobody understands."""
     findings = []
+    unknown = unknown_variables(environment)
     for name in sorted(name for name in environment if name.startswith("NNUNET_EXT_")):
         value = environment[name]
-        if name not in VARIABLES:
-            close = difflib.get_close_matches(name, VARIABLES, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "known: " + ", ".join(VARIABLES)
-            findings.append(Finding(name, f"{value!r} has no effect: unknown variable", "warning", remedy))
+        if name in unknown:
+            findings.append(Finding(name, f"{value!r} has no effect: unknown variable", "warning", unknown[name]))
         elif name == "NNUNET_EXT_AUTOLOAD" and value not in ("", "0", "1"):
             findings.append(Finding(name, f"{value!r} has no effect", "warning", "set it to 0 (off), or unset it"))
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_ext.diffusion.samples_file import PROBABILITIES
+from nnunet_ext.diffusion.samples_file import PROBABILITIES, SETTINGS
 from nnunet_ext.diffusion.uncertainty import (
     BINS,
     UncertaintyMaps,
@@ -29,6 +29,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.cases import split_name
 from nnunet_ext.evaluation.images import LabelMap, check_same_grid, read_label_map
 from nnunet_ext.evaluation.labels import Labels, Target
+from nnunet_ext.json_object import JsonObject
 
 _SAMPLE = re.compile(r"sample_\d+")
 
@@ -87,6 +88,31 @@ def find_reference(folder: Path, case: str) -> Path:
     if len(files) != 1:
         raise UserError(f"{folder} has {len(files)} label maps of {case}; expected one, such as {case}.nii.gz")
     return files[0]
+
+
+def find_image(case_folder: Path, images: Path | None = None) -> Path:
+    """The first channel of the image that the samples in `CASE_FOLDER` segment.
+
+    Args:
+        case_folder: of the samples of one case.
+        images: folder to look in; None takes what samples.json names.
+
+    Raises:
+        UserError: there is none.
+    """
+    if images is not None:
+        found = [
+            path for path in images.glob("*") if split_name(path)[0] in (f"{case_folder.name}_0000", case_folder.name)
+        ]
+        if not found:
+            raise UserError(f"{images} holds no {case_folder.name}_0000; give the folder of the images with --images")
+        return found[0]
+    settings = case_folder / SETTINGS
+    named = JsonObject.read(settings).optional_text("image") if settings.is_file() else None
+    if named is None or not Path(named).is_file():
+        where = "samples.json names none" if named is None else f"{named} is not there"
+        raise UserError(f"{where}; give the folder of the images with --images")
+    return Path(named)
 
 
 def read_samples(files: Sequence[Path]) -> tuple[np.ndarray, LabelMap]:

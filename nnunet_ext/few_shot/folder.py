@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,6 +19,8 @@ from nnunet_ext.cases import ending_of, find_cases
 from nnunet_ext.checkpoints import build_from_official, read_checkpoint
 from nnunet_ext.checkpoints.universeg import core_weights, sizes
 from nnunet_ext.errors import UserError
+from nnunet_ext.evaluation.labels import labels_from_dataset_json
+from nnunet_ext.files import read_json, write_json
 from nnunet_ext.image_files import read_image as read_whole
 from nnunet_ext.image_files import read_values, whole_numbers, write_image
 from nnunet_ext.support import draw
@@ -257,6 +261,23 @@ def write_like(array: np.ndarray, slices: Slices, path: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(slices.reference)
     write_image(image, path)
+
+
+def write_dataset_json(output: Path, support_labels: Path, support: Pool) -> None:
+    """Put a dataset.json beside the results, as nnUNetv2_predict does: what they are evaluated by.
+
+    It is that in or above the folder of the support's label maps where it declares their values; else the values are
+    their own names. One that is there stays.
+    """
+    values = {task.name: task.labels[0] for task in support.tasks}
+    content: Any = {"labels": {"background": 0, **values}}
+    for folder in (support_labels, support_labels.resolve().parent):
+        with contextlib.suppress(UserError):
+            if set(values.values()) <= set(labels_from_dataset_json(folder / "dataset.json").values):
+                content = read_json(folder / "dataset.json")
+                break
+    if not (output / "dataset.json").exists():
+        write_json(output / "dataset.json", content)
 
 
 def label_type(values: Mapping[int, object] | list[int]) -> type:

@@ -40,6 +40,7 @@ from nnunet_ext.inference.model_files import channels_of
 from nnunet_ext.inference.samples import DrawsSamples, draw_apart, mean_over_mirrors
 from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.preprocessor import ExactFastPreprocessor
+from nnunet_ext.quiet import quiet_predictor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -81,7 +82,8 @@ class FolderPredictor(nnUNetPredictor):
     """
 
     def __init__(self, *, precision: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
+        with quiet_predictor():
+            super().__init__(**options)
         default = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision or default
         if self.precision == "fp16" and self.device.type != "cuda":
@@ -250,7 +252,8 @@ class FolderPredictor(nnUNetPredictor):
             result = case.output.with_name(f"{case.name}-{trial.name}")
             check_written(trial, math.prod(properties["shape_before_cropping"]), result)
             maps.append(sitk.GetArrayFromImage(read_image(trial)))
-        write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=asdict(self.network.sampling))
+        settings = {**asdict(self.network.sampling), "image": str(case.images[0].absolute())}
+        write_samples(drawn[0], case.name, np.stack(maps), str(trial), settings=settings)
         shutil.rmtree(folder)
 
     def _internal_predict_sliding_window_return_logits(self, data: torch.Tensor, slicers: list, do_on_device=True):

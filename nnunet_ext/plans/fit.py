@@ -17,6 +17,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunet_ext import models
 from nnunet_ext.errors import TrainingError
+from nnunet_ext.models.model import Model
 from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.memory import StepMemory, fits_gpu, on_gpu
 from nnunet_ext.plans.network import arguments_for_patch
@@ -65,12 +66,14 @@ class Fit:
         batch_size: samples per step.
         arguments: of the network.
         gigabytes: estimated of the GPU's memory, 1e9 bytes each.
+        limit: what keeps patch and batch from growing where it is not the memory; "" where it is.
     """
 
     patch_size: tuple[int, ...]
     batch_size: int
     arguments: dict[str, Any]
     gigabytes: float
+    limit: str = ""
 
 
 def fit(
@@ -80,6 +83,7 @@ def fit(
     gpu_gigabytes: float,
     *,
     patch_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
 ) -> Fit:
     """The largest patch, then the largest batch, whose training step fits.
 
@@ -88,6 +92,7 @@ def fit(
         data: what is trained on.
         gpu_gigabytes: of the whole GPU, 1e9 bytes each.
         patch_size: keep this patch and choose the batch alone.
+        batch_size: take this batch and choose the patch alone.
 
     Raises:
         TrainingError: not even the smallest patch fits.
@@ -99,9 +104,9 @@ def fit(
         candidates = patches(data.spacing_mm, data.median_shape, row.poolings, row.resized_to.get(size))
     else:
         candidates = [_with_strides(data.spacing_mm, patch_size)]
-    least = MIN_BATCH
+    least = batch_size or MIN_BATCH
     if row.batch_size:  # resizes every image to its own grid: the patch means nothing to its memory
-        candidates, least = candidates[:1], 1
+        candidates, least = candidates[:1], batch_size or 1
 
     def memory(patch: Patch, batch: int) -> StepMemory:
         arguments = arguments_for_patch(model, size, list(patch.size), [list(s) for s in patch.strides])
@@ -116,11 +121,27 @@ def fit(
             "raise the memory target or choose a smaller preset with nnunet_ext plan --size"
         )
     chosen = candidates[position]
-    largest = row.batch_size or max(least, round(data.voxels * MAX_COVERED / chosen.voxels))
+    largest = batch_size or row.batch_size or max(least, round(data.voxels * MAX_COVERED / chosen.voxels))
     batches = range(largest, least - 1, -1)
     batch = batches[first_fitting(batches, lambda i: memory(chosen, batches[i]), budget) or 0]
     arguments = arguments_for_patch(model, size, list(chosen.size), [list(s) for s in chosen.strides])
-    return Fit(chosen.size, batch, arguments, on_gpu(memory(chosen, batch).total) / 1e9)
+    limit = ""
+    if position == 0:  # else memory decides about the patch, and nothing is left for more samples
+        limit = _limit(row, size, chosen, patch_size is None, batch == largest and batch_size is None)
+    return Fit(chosen.size, batch, arguments, on_gpu(memory(chosen, batch).total) / 1e9, limit)
+
+
+def _limit(row: Model, size: str, patch: Patch, patch_chosen: bool, batch_full: bool) -> str:
+    """Why the largest patch and the largest batch grow no further on a larger GPU."""
+    limits = []
+    if patch_chosen and not row.batch_size:
+        cube = row.resized_to.get(size) in patch.size
+        whole = "the cube the network resizes to" if cube else "already the whole image"
+        limits.append(f"the patch is {whole}")
+    if batch_full:
+        share = "the network's own" if row.batch_size else f"limited to {MAX_COVERED:.0%} of the data set's voxels"
+        limits.append(f"the batch is {share}; --batch-size overrides")
+    return "; ".join(limits)
 
 
 def patches(

@@ -25,19 +25,24 @@ class Offer:
 
 
 def offers(
-    model: str | models.Model, size: str, configurations: dict[str, Data], gpu_gigabytes: Sequence[float]
+    model: str | models.Model,
+    size: str,
+    configurations: dict[str, Data],
+    gpu_gigabytes: Sequence[float],
+    batch_size: int | None = None,
 ) -> Iterator[Offer]:
-    """One offer per GPU and configuration, in that order.
+    """One offer per configuration and GPU, in that order.
 
     Args:
         model, size: network and preset.
         configurations: what each is planned for, see `planned_data`.
         gpu_gigabytes: sizes of GPUs, 1e9 bytes each.
+        batch_size: samples per step; None chooses them.
     """
-    for gigabytes in gpu_gigabytes:
-        for name, data in configurations.items():
+    for name, data in configurations.items():
+        for gigabytes in gpu_gigabytes:
             try:
-                yield Offer(gigabytes, name, fit(model, size, data, gigabytes))
+                yield Offer(gigabytes, name, fit(model, size, data, gigabytes, batch_size=batch_size))
             except UserError as error:
                 yield Offer(gigabytes, name, None, str(error))
 

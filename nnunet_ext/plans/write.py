@@ -73,7 +73,7 @@ def write_plans(
         configurations: which to keep; None keeps all that the network has a form for.
         patch_size: voxels per axis in the plan's axis order, for all kept configurations of that many axes.
         batch_size: samples per step, for all kept configurations; None keeps those planned, or the network's own.
-        gpu_gigabytes: choose patch and batch to fit a GPU of this size instead, 1e9 bytes each.
+        gpu_gigabytes: choose the patch, and the batch where none is given, to fit a GPU of this size, 1e9 bytes each.
         plans_name: None makes `base_plans` + model + size, and the GPU's size if one is given.
         progress: show a bar on stderr when it takes long.
         dry_run: write nothing.
@@ -84,8 +84,8 @@ def write_plans(
     Raises:
         UserError: base plans missing, unknown configuration, a patch that does not fit, or nothing that fits the GPU.
     """
-    if gpu_gigabytes is not None and (patch_size or batch_size):
-        raise UserError("--gpu-memory-target chooses patch and batch; leave out --patch-size and --batch-size")
+    if gpu_gigabytes is not None and patch_size:
+        raise UserError("--gpu-memory-target chooses the patch; leave out --patch-size")
     row = models.find(model)
     folder = preprocessed_folder(dataset)
     plans = read_plans(folder, base_plans, dataset)
@@ -99,7 +99,7 @@ def write_plans(
     for name in tqdm(chosen, desc="plan", unit="configuration", delay=2, leave=False, disable=not progress):
         configuration = plans["configurations"][name]
         if gpu_gigabytes is not None:
-            fitted = fit(model, size, _data(plans, name, description), gpu_gigabytes)
+            fitted = fit(model, size, _data(plans, name, description), gpu_gigabytes, batch_size=batch_size)
             configuration["batch_size"] = fitted.batch_size
             _set_patch(configuration, fitted.patch_size, name)
         else:

@@ -120,18 +120,18 @@ def overlay_figure(cases: Mapping[str, OverlayCase], labels: Mapping[str, Sequen
     colour = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(labels)}
     figure = Figure(figsize=(10.5, 3.3 * len(cases) + 0.8), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(cases), len(PLANES), squeeze=False)
-    for axes, (plane, *_) in zip(grid[0], PLANES, strict=True):
-        axes.set_title(plane, fontsize=11)
-    for row, (role, case) in zip(grid, cases.items(), strict=True):
+    # A part of its own per case, so that captions lie above their planes however flat these are.
+    parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
+    for part, (role, case) in zip(parts, cases.items(), strict=True):
+        row = part.subplots(1, len(PLANES))
         box = crop(case)
         low, high = np.percentile(case.image[box], (1, 99.5))
-        for axes, (_, axis, upwards, left) in zip(row, PLANES, strict=True):
+        for axes, (plane, axis, upwards, left) in zip(row, PLANES, strict=True):
             _draw_plane(axes, case, box, axis, upwards, (low, high), labels, colour)
+            axes.set_title(plane, fontsize=9)
             axes.text(0.02, 0.5, left, transform=axes.transAxes, color="white", fontsize=9, va="center")
-        row[0].set_ylabel(
-            f"{role}: {case.name}\nDice {case.dice:.3f}   HD95 {_millimetres(case.hd95_mm)}", fontsize=10, labelpad=8
-        )
+        caption = f"{role}: {case.name}   Dice {case.dice:.3f}   HD95 {_millimetres(case.hd95_mm)}"
+        part.suptitle(caption, x=0.01, ha="left", fontsize=10, fontweight="bold")
     handles = [Line2D([], [], color=colour[name], linewidth=5, label=name) for name in labels]
     handles += [
         Line2D([], [], color="0.75", linewidth=_REFERENCE_WIDTH, label="reference (band)"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nnunet_ext.datasets import base_folder, find_dataset
 from nnunet_ext.discovery.table import trainers as all_trainers
+from nnunet_ext.environment import unknown_variables
 from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.slurm.finished import refuse_other_schedules
 from nnunet_ext.slurm.job import Resources
@@ -170,8 +171,9 @@ def settings(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 def carried(pipeline: Pipeline) -> list[str]:
     """One line for every variable of this shell that the scripts carry, with what it does to them."""
     lines = []
+    unknown = unknown_variables(dict(pipeline.variables))
     for name, value in pipeline.variables:
-        effect = ""
+        effect = f"  (has no effect: {unknown[name]})" if name in unknown else ""
         if name in WHOLE_TRAINING:
             effect = f"  (nnU-Net's own: {WHOLE_TRAINING[name]})"
         elif name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):

@@ -150,7 +150,8 @@ def _report(pipeline: Pipeline, one: _Running) -> list[str]:
 def _line(pipeline: Pipeline, job: Job, task: int | None) -> str:
     name = _name(pipeline, job, task)
     if job.name != TRAIN or task is None:
-        done = all(mark.is_file() for mark in done_marks(pipeline, job))
+        marks = done_marks(pipeline, job)
+        done = all(mark.is_file() for mark in (marks if task is None else [marks[task]]))
         return f"{name}: {'done' if done else 'running'}"
     return f"{name}: {progress_line(_progress(pipeline, task))}"
 

@@ -44,6 +44,11 @@ class Progress:
         return average
 
     @property
+    def learnt_nothing(self) -> bool:
+        """Trained to the end, and the foreground was never found in the validation patches."""
+        return (self.trained or self.finished) and self.ema_dice is not None and f"{self.ema_dice:.3f}" == "0.000"
+
+    @property
     def seconds_left(self) -> float | None:
         """Of training, without the validation after it."""
         if self.total is None or self.seconds_per_epoch is None:
@@ -83,6 +88,8 @@ def progress_line(progress: Progress) -> str:
         return "starting"
     dice = "" if progress.ema_dice is None else f", EMA Dice {progress.ema_dice:.3f}"
     words = f"epoch {progress.epochs}/{progress.total}{dice}"
+    if progress.learnt_nothing:
+        words += ": learnt nothing"
     if progress.finished:
         return f"finished, {words}"
     if progress.epochs == progress.total:

@@ -85,6 +85,16 @@ class Pool:
         """(n, features), see `draw.thumbnails`."""
         return draw.thumbnails(self.images.numpy())
 
+    def is_aligned(self) -> bool:
+        """Volumes whose labels lie at about the same place: no case's mean position is a tenth from that of all."""
+        if len(self.case_names) < 2 or not self.positions.any():
+            return False
+        for task in range(len(self.tasks)):
+            means = np.array([np.mean(positions) for positions in self.where(task).values()])
+            if len(means) < 2 or np.abs(means - means.mean()).max() > 0.1:
+                return False
+        return True
+
     def where(self, task: int) -> dict[str, list[float]]:
         """Case name -> positions of its slices that hold the task."""
         found: dict[str, list[float]] = {}

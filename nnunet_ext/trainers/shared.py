@@ -22,6 +22,7 @@ from nnunetv2.paths import nnUNet_results
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from nnunet_ext.environment import unknown_variables
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
 from nnunet_ext.inference.validation import validate_fold
@@ -88,6 +89,8 @@ class SharedTrainer(SafeCheckpoints):
             check_writable(str(nnUNet_results))
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings = settings
+        for name, remedy in unknown_variables(os.environ).items():
+            self.print_to_log_file(f"WARNING: the variable {name} has no effect; {remedy}")
         self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
         if self.precision != "fp16":
             self.grad_scaler = None  # only fp16 underflows
@@ -97,6 +100,7 @@ class SharedTrainer(SafeCheckpoints):
         self.use_recipe(self.recipe)
         self.seed = draw_seed() if settings.seed is None else settings.seed
         self.last_checkpoint_time = time.monotonic()
+        self._waiting_since: float | None = None  # for the first batch
         self._stop: str | None = None  # None, "epoch" or "batch"
         self._record: dict[str, Any] = {}
         self._backends: dict[str, str] = {}
@@ -205,6 +209,10 @@ class SharedTrainer(SafeCheckpoints):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         self.after_update()
+        if self._waiting_since is not None:
+            seconds, self._waiting_since = time.monotonic() - self._waiting_since, None
+            epoch = f"{self.num_iterations_per_epoch} such and {self.num_val_iterations_per_epoch} of validation"
+            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s; an epoch has {epoch}")
         if self._stop == "batch" and not self.is_ddp:
             # The epoch is not over: it is run again from these weights.
             self.current_epoch -= 1
@@ -308,11 +316,12 @@ class SharedTrainer(SafeCheckpoints):
         super().on_train_start()
         self.print_to_log_file(
             f"nnunet_ext: {self.num_epochs} epochs x {self.num_iterations_per_epoch} iterations, "
-            f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}"
+            f"{self.num_val_iterations_per_epoch} validation iterations, precision {self.precision}; workers "
+            "start and kernels are compiled before the first batch, which may take minutes"
         )
         updates = self._updates()
         self.print_to_log_file(f"nnunet_ext: {', '.join(f'{name} {value}' for name, value in updates.items())}")
-        parameters = count_parameters(self.bare_network())
+        self._waiting_since = time.monotonic()
         self._record = {
             "trainer": type(self).__name__,
             "plans": self.plans_manager.plans_name,
@@ -330,7 +339,7 @@ class SharedTrainer(SafeCheckpoints):
                 "patch_size": list(self.configuration_manager.patch_size),
             },
             "backends": self._backends,
-            "parameters": parameters,
+            "parameters": count_parameters(self.bare_network()),
             "gmacs_per_patch": self._gmacs(),
             "software": run_record.describe_software(),
             "hardware": run_record.describe_hardware(self.device),

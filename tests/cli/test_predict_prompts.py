@@ -65,6 +65,8 @@ def test_label_maps_in_the_geometry_of_the_images(scene):
     assert done.stderr == "nnunet_ext predict-prompts: b: no prompt file, left out\n"
     found, image = (sitk.ReadImage(str(base / part)) for part in ("out/a.nii.gz", "images/a_0000.nii.gz"))
     assert found.GetSize() == image.GetSize()
+    described = (base / "out" / "dataset.json").read_text()
+    assert json.loads(described) == json.loads((model / "dataset.json").read_text())
     np.testing.assert_allclose(found.GetDirection(), image.GetDirection(), atol=1e-6)
     assert set(np.unique(sitk.GetArrayFromImage(found))) <= {0, 1, 2}
 

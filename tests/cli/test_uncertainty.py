@@ -11,11 +11,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers.sampled_maps import sampled_label_maps
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.diffusion.samples_file import write_samples
 from nnunet_ext.diffusion.uncertainty import maps_of_probabilities, maps_of_votes
 from nnunet_ext.errors import UserError
+from nnunet_ext.reports.uncertainty import _REFERENCE as REFERENCE
 
 GRID = (5, 9, 8)
 
@@ -94,6 +97,30 @@ def test_from_samples_to_maps_and_numbers(scene):
             assert image.GetDirection() == pytest.approx((0, 1, 0, -1, 0, 0, 0, 0, 1))
     settings = json.loads((folder / "samples" / "a" / "samples.json").read_text())
     assert settings["steps"] == 10 and settings["seed"] == 3 and settings["samples"] == 5
+
+
+def test_the_picture_has_the_image_and_the_reference(scene, capsys):
+    """Drawn on what samples.json or --images names, else without, which is said."""
+    folder, _ = scene
+
+    def picture(*words: str) -> tuple[np.ndarray, str]:
+        assert main(["uncertainty", "-i", str(folder / "samples"), "-o", str(folder / "out"), "-q", *words]) == 0
+        return imread(folder / "out" / "most_uncertain.png")[..., :3], capsys.readouterr().err
+
+    def count(pixels: np.ndarray, colour: str) -> int:
+        return int((np.abs(pixels - to_rgb(colour)).max(axis=-1) < 0.02).sum())
+
+    bare, said = picture()
+    assert "no image under the picture: samples.json names none; give the folder of the images with --images" in said
+    drawn, said = picture("--images", str(folder / "images"), "-r", str(folder / "references"))
+    assert said == "" and count(drawn, REFERENCE) > count(bare, REFERENCE) + 200
+    settings = folder / "samples" / "a" / "samples.json"
+    content = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**content, "image": str(folder / "images" / "a_0000.nii.gz")}))
+    named, said = picture("-r", str(folder / "references"))
+    assert said == "" and np.array_equal(named, drawn)
+    sitk.WriteImage(image_of(np.zeros((2, 2, 2), np.float32)), str(folder / "images" / "a_0000.nii.gz"))
+    assert "(2, 2, 2) voxels, the samples have (8, 9, 5)" in picture()[1]
 
 
 def test_without_references_nothing_is_scored(scene, capsys):

@@ -18,6 +18,7 @@ from nnunet_ext.architectures.universeg import UniverSeg
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
 from nnunet_ext.few_shot import folder as few_shot_folder
+from nnunet_ext.support.pool import Pool
 
 VALUES = (7, 255)
 
@@ -54,7 +55,8 @@ def support(base: Path, shapes, ending: str, spacing) -> None:
 def command(base: Path, *more: str) -> list[str]:
     return [
         "predict-fewshot", "--weights", str(base / "weights.pt"), "--support-images", str(base / "images"),
-        "--support-labels", str(base / "labels"), "-i", str(base / "in"), "-o", str(base / "out"), *more,
+        "--support-labels", str(base / "labels"), "-i", str(base / "in"), "-o", str(base / "out"),
+        "--device", "cpu", *more,
     ]  # fmt: skip
 
 
@@ -100,6 +102,39 @@ def test_png_by_the_command_of_a_user(weights):
     assert found.GetSize() == (66, 45) and set(np.unique(sitk.GetArrayFromImage(found))) <= {0, *VALUES}
     variance = sitk.GetArrayFromImage(sitk.ReadImage(str(weights / "out" / "uncertainty" / "q.nii.gz")))
     assert variance.shape == (45, 66) and variance.dtype == np.float32 and 0 < variance.max() <= 0.25
+
+
+def test_results_bring_a_dataset_json_so_that_they_can_be_evaluated(weights, monkeypatch, capsys):
+    """And where labels lie at the same place in all volumes, the strategy that uses it is named."""
+    support(weights, [(12, 32, 32)] * 2, ".nii.gz", (1, 1, 1))
+    image, labels = scene(0, (12, 32, 32))
+    write(weights / "in", "q_0000.nii.gz", image, (1, 1, 1))
+    write(weights / "truth", "q.nii.gz", labels, (1, 1, 1))
+    monkeypatch.setattr(few_shot_folder, "load_network", lambda path: (Copy(), None))
+    monkeypatch.setattr(Pool, "is_aligned", lambda self: True)
+    assert main(command(weights)) == 0
+    assert "--strategy position takes slices from the same place" in capsys.readouterr().err
+    own = {"labels": {"background": 0, **{str(value): value for value in VALUES}}}
+    assert json.loads((weights / "out" / "dataset.json").read_text()) == own
+    assert main(["evaluate", "-r", str(weights / "truth"), "-p", str(weights / "out"), "-q", "-n1"]) == 0
+    (weights / "out" / "dataset.json").unlink()
+    declared = {"labels": {"background": 0, **{f"organ {value}": value for value in VALUES}}, "file_ending": ".nii.gz"}
+    (weights / "dataset.json").write_text(json.dumps(declared))
+    assert main(command(weights, "-q")) == 0
+    assert json.loads((weights / "out" / "dataset.json").read_text()) == declared
+
+
+def test_volumes_are_aligned_where_labels_lie_at_the_same_place(weights):
+    def pool(*starts: int) -> Pool:
+        for number, start in enumerate(starts):
+            labels = np.zeros((20, 16, 16), np.uint8)
+            labels[start : start + 4, 4:9, 4:9] = 1
+            write(weights / "images", f"s{number}_0000.nii.gz", labels.astype(np.float32), (1, 1, 1))
+            write(weights / "labels", f"s{number}.nii.gz", labels, (1, 1, 1))
+        return few_shot_folder.read_support(weights / "images", weights / "labels", 16, "z")
+
+    assert not pool(8).is_aligned(), "one case says nothing"
+    assert pool(8, 9).is_aligned() and not pool(2, 14).is_aligned()
 
 
 def test_the_variance_is_that_of_the_draws(weights):
@@ -199,7 +234,7 @@ def test_a_damaged_image_costs_only_itself_and_a_damaged_support_says_so(weights
         assert main(command(weights, "--image-size", "32", "-q")) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{path} is damaged or cut short" in line
-        assert sorted(path.name for path in (weights / "out").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+        assert sorted(path.name for path in (weights / "out").iterdir()) == ["a.nii.gz", "c.nii.gz", "dataset.json"]
 
 
 @pytest.mark.parametrize("what", ["image cut short", "label cut short", "label of NaN"])

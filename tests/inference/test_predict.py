@@ -146,6 +146,25 @@ def test_wrong_options(trained, tmp_path, capsys, options, status, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_model_that_was_not_trained_names_those_that_were(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    for name in ("nnUNetTrainerExt__nnUNetPlans__3d_fullres", "nnUNetTrainerExt__nnUNetPlansOther__2d", "T__P__begun"):
+        fold = tmp_path / "Dataset990_Phantoms" / name / "fold_0"
+        fold.mkdir(parents=True)
+        if "begun" not in name:
+            (fold / "checkpoint_final.pth").touch()
+    wanted = ["-d", "990", "-tr", "nnUNetTrainerExt", "-p", "nnUNetPlansX", "-c", "2d", "-device", "cpu"]
+    assert main(["predict", "-i", str(tmp_path), "-o", str(tmp_path / "out"), *wanted]) == 1
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(
+            "the models of Dataset990_Phantoms that are trained: -tr nnUNetTrainerExt -p nnUNetPlansOther -c 2d; "
+            "-tr nnUNetTrainerExt -p nnUNetPlans -c 3d_fullres"
+        )
+    )
+
+
 def test_a_missing_channel_is_named(trained, tmp_path, capsys):
     model, images = trained
     copied = tmp_path / "images"

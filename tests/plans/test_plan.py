@@ -81,7 +81,7 @@ def test_plans_name_the_network_and_keep_the_data(dataset, capsys):
     assert (
         " GB estimated" in shown
         and "yes, reused" in shown
-        and "-p nnUNetPlansSegMambaSmall -tr nnUNetTrainerSegMamba" in shown
+        and "nnUNetv2_train 7 3d_fullres 0 -p nnUNetPlansSegMambaSmall -tr nnUNetTrainerSegMamba" in shown
     )
 
 
@@ -147,6 +147,26 @@ def test_table_of_gpus_writes_nothing(dataset, capsys):
     assert plans["configurations"]["2d"]["batch_size"] == large["batch_size"]
 
 
+def test_gpus_that_allow_the_same_share_a_row_that_says_why(dataset, capsys):
+    command = ["plan", "-d", "7", "--model", "segmamba", "--size", "tiny"]
+    assert main([*command, "--memory", "1", "5", "100", "200"]) == 0
+    rows = [" ".join(row.split()) for row in capsys.readouterr().err.splitlines()]
+    whole = "the patch is already the whole image"
+    assert rows[1] == f"1 GB 2d 56x40 77 1.0 GB {whole}"
+    # 550 samples are a twentieth of all voxels.
+    limited = "the batch is limited to 5% of the data set's voxels; --batch-size overrides"
+    assert rows[2].startswith("5 to 200 GB 2d 56x40 5") and rows[2].endswith(f"{whole}; {limited}")
+    assert rows[3].startswith("1 GB 3d_fullres ") and rows[3].endswith("the memory")
+    assert main([*command, "--memory", "100", "200", "-c", "2d", "--batch-size", "700"]) == 0
+    shown = capsys.readouterr().err
+    (row,) = [" ".join(line.split()) for line in shown.splitlines() if " GB " in line]
+    assert row.startswith("100 to 200 GB 2d 56x40 700 ") and row.endswith(f" GB {whole}")
+    assert "--size tiny --batch-size 700 --gpu-memory-target 200" in shown
+    assert main([*command, "-c", "2d", "--batch-size", "7", "--gpu-memory-target", "5"]) == 0
+    plans = json.loads((dataset / "nnUNetPlansSegMambaTiny5GB.json").read_text())
+    assert plans["configurations"]["2d"]["batch_size"] == 7
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -156,7 +176,7 @@ def test_table_of_gpus_writes_nothing(dataset, capsys):
         (["-d", "7", "-c", "3d_lowres"], "-c 3d_lowres is not in nnUNetPlans.json, which has 2d, 3d_fullres"),
         (["-d", "7", "--patch-size", "16", "16", "-c", "3d_fullres"], "has 2 axes, but 3d_fullres has 3"),
         (["-d", "7", "-o", "my__plans"], "may not contain '__'"),
-        (["-d", "7", "--gpu-memory-target", "8", "--batch-size", "3"], "leave out --patch-size and --batch-size"),
+        (["-d", "7", "--gpu-memory-target", "8", "--patch-size", "8", "8"], "leave out --patch-size"),
         (["-d", "7", "--gpu-memory-target", "0.5"], "SegMamba base needs 0.8 GB for a batch of 2"),
         (["-d", "7", "--memory", "8", "-o", "mine"], "--plans-name belongs to plans that are written"),
     ],

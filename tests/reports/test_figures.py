@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.reports.figures import COLOURS, OverlayCase, overlay_figure, read_case, worst_median_best, write_overlay
@@ -53,7 +54,23 @@ def test_each_plane_shows_the_slice_with_most_errors_in_millimetres():
         assert (right - left, top - bottom) == pytest.approx((columns * width_mm, rows * height_mm))
         assert axes.get_aspect() == 1
     assert planes[0].yaxis_inverted() and not planes[1].yaxis_inverted()  # front of the body on top, head on top
-    assert "worst: case_7" in planes[0].get_ylabel() and "infinite" in planes[0].get_ylabel()
+    caption = figure.subfigs[0].get_suptitle()
+    assert "worst: case_7" in caption and "infinite" in caption
+
+
+def test_captions_of_flat_cases_do_not_run_into_each_other():
+    name = "a_patient_with_a_very_long_name_2026_01_31"
+    flat = a_case(shape=(9, 40, 120), spacing_mm=(1.0, 0.5, 3.0))
+    cases = {role: OverlayCase(**{**vars(flat), "name": name}) for role in ("worst", "median", "best")}
+    figure = overlay_figure(cases, LABELS)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    texts = [text for text in figure.findobj(Text) if name in text.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    planes = [axes.get_tightbbox(renderer) for axes in figure.axes]
+    assert len(boxes) == 3 and all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in [*boxes[:i], *planes])
 
 
 def test_contours_lie_on_the_border_of_the_mask():

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.pipelines import DATASET, TRAIN, slurm
+from helpers.pipelines import DATASET, FULL, TRAIN, slurm
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import write_json, write_text
 from nnunet_ext.slurm.compose import compose
 from nnunet_ext.slurm.job import Resources
-from nnunet_ext.slurm.progress import read_progress
+from nnunet_ext.slurm.outcome import outcome
+from nnunet_ext.slurm.pipeline import predictions
+from nnunet_ext.slurm.progress import progress_line, read_progress
 
 
 def test_writes_and_shows(base):
@@ -46,6 +50,8 @@ def test_what_this_shell_has_set_is_listed_and_a_short_training_is_asked_about(b
     longer = slurm(base, *TRAIN, NNUNET_EXT_EPOCHS="2000")
     assert longer.returncode == 0 and "  NNUNET_EXT_EPOCHS=2000" in longer.stderr
     assert "set in this shell" not in slurm(base, *TRAIN, "-o", "other").stderr
+    misspelt = slurm(base, *TRAIN, "--dry-run", NNUNET_EXT_EPOCS="5").stderr
+    assert "NNUNET_EXT_EPOCS=5  (has no effect: did you mean NNUNET_EXT_EPOCHS?)" in misspelt
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
@@ -185,6 +191,45 @@ def test_progress_counts_a_repeated_epoch_once(base):
     assert progress.dice == (0.5, pytest.approx(0.6), pytest.approx(0.6))
     assert progress.ema_dice == pytest.approx(0.81 * 0.5 + (0.09 + 0.1) * 0.6)
     assert progress.seconds_left == pytest.approx(7 * 50 / 3)
+
+
+def test_a_fold_that_found_nothing_says_that_it_learnt_nothing(base):
+    slurm(base, *TRAIN, "--scheduler", "lsf", "-o", "jobs")
+    folder = make_fold(base, 0, finished=True)
+    for log in folder.glob("training_log_*"):
+        log.write_text(re.sub(r"np\.float32\(0\.\d+\)", "np.float32(0.0004)", log.read_text()))
+    assert progress_line(read_progress(folder)) == "finished, epoch 3/10, EMA Dice 0.000: learnt nothing"
+    assert "0.000, learnt nothing" in slurm(base, "status", "jobs").stdout
+    (folder / "checkpoint_final.pth").unlink()
+    (folder / "validation" / "summary.json").unlink()
+    assert "learnt" not in progress_line(read_progress(folder)), "it may yet"
+
+
+def test_the_end_of_a_pipeline_names_the_chosen_run_and_the_test_scores(tmp_path):
+    pipeline = replace(FULL, results=str(tmp_path / "results"), folder=str(tmp_path / "jobs"))
+    assert outcome(pipeline) == []
+    best = {"trainer": "nnUNetTrainerExt", "plans_identifier": "nnUNetPlans", "configuration": "3d_fullres"}
+    found = {"result_on_crossval_pre_pp": 0.8125, "selected_model_or_models": [best]}
+    write_json(tmp_path / "results" / FULL.dataset / "inference_information.json", {"best_model_or_ensemble": found})
+    for run, dice in zip(pipeline.runs, (0.75, 0.5), strict=True):
+        mean = {"Dice": dice, "HD95": 3.0}
+        counts = {"1": {"n_cases": 20, "missed": 2}, "2": {"n_cases": 20, "missed": 1}}
+        summary = {"foreground_mean_penalised": mean, "counts": counts}
+        write_json(predictions(pipeline, run) / "evaluation" / "summary.json", summary)
+    write_text(tmp_path / "jobs" / "report.html", "")
+    folders = [f"  {predictions(pipeline, run) / 'evaluation'}" for run in pipeline.runs]
+    assert outcome(pipeline) == [
+        "chosen by nnU-Net's rule, the mean Dice over the folds: nnUNetTrainerExt nnUNetPlans (0.812)",
+        "test set, mean over the labels (a missed structure counts: Dice 0, the image's diagonal):",
+        "  trainer                plans                    cases   Dice  HD95 mm  missed",
+        "  nnUNetTrainerSegMamba  nnUNetPlansSegMambaTiny     20  0.750     3.00       3",
+        "  nnUNetTrainerExt       nnUNetPlans                 20  0.500     3.00       3",
+        *folders,
+        f"report: {tmp_path / 'jobs' / 'report.html'}",
+    ]
+    assert outcome(replace(pipeline, folds=("all",), references=None)) == [
+        f"report: {tmp_path / 'jobs' / 'report.html'}"
+    ]
 
 
 def test_status_of_a_folder_without_a_scheduler(base):

@@ -15,10 +15,11 @@ import pytest
 
 from nnunet_ext.cli.main import main
 from nnunet_ext.errors import UserError
-from nnunet_ext.slurm.folder import load, write
+from nnunet_ext.slurm.folder import done_marks, load, write
 from nnunet_ext.slurm.job import Resources
-from nnunet_ext.slurm.local import run_local
-from nnunet_ext.slurm.pipeline import Pipeline, Training
+from nnunet_ext.slurm.local import _line, run_local
+from nnunet_ext.slurm.pipeline import TRAIN as TRAIN_STEP
+from nnunet_ext.slurm.pipeline import Pipeline, Training, jobs
 from nnunet_ext.slurm.resume import command, plan_resume
 
 # Trains fold $3: as long as a file NAME_$3 is in $HERE, it fails (fail) or waits (wait).
@@ -71,6 +72,17 @@ def test_a_failed_fold_costs_no_other_and_the_next_run_goes_on_from_it(pipeline,
 
     run_local(pipeline, [])
     assert len(lines(tmp_path / "trained")) == 4 and len(lines(tmp_path / "ran")) == 4
+
+
+def test_every_task_of_a_step_ends_as_done(pipeline, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    twice = replace(pipeline, runs=(*pipeline.runs, Training("T", "P", "D")), folds=("all",), images=str(images))
+    (job,) = (job for job in jobs(twice) if job.tasks and job.name != TRAIN_STEP)
+    write(twice, overwrite=True)
+    done_marks(twice, job)[0].touch()
+    assert _line(twice, job, 0) == "nnUNetTrainerExt nnUNetPlans 4_predict: done"
+    assert _line(twice, job, 1) == "T P 4_predict: running"
 
 
 def test_new_folds_make_later_steps_run_again(pipeline, tmp_path):

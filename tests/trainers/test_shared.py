@@ -53,8 +53,12 @@ def epoch_in(path: Path) -> int:
 
 def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_PRECISION", "bf16")
+    monkeypatch.setenv("NNUNET_EXT_EPOCS", "5")
     trainer = make_trainer(nnUNetTrainerSegMamba)
     trainer.run_training()
+    log = Path(trainer.log_file).read_text()
+    assert "WARNING: the variable NNUNET_EXT_EPOCS has no effect; did you mean NNUNET_EXT_EPOCHS?" in log
+    assert log.count("nnunet_ext: first batch after ") == 1 and " s; an epoch has 2 such and 1 of validation" in log
     record = json.loads(Path(trainer.output_folder, "run.json").read_text())
     used = {k: record["settings"][k] for k in ("epochs", "iterations", "val_iterations", "precision", "patch_size")}
     assert used == {
