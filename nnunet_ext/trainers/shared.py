@@ -30,7 +30,7 @@ from nnunet_ext.ops.backends import taken_by
 from nnunet_ext.plans.network import count_parameters
 from nnunet_ext.steps import supervised
 from nnunet_ext.trainers import run_record
-from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
+from nnunet_ext.trainers.checkpoint_files import keep, to_continue, why_unreadable
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
 from nnunet_ext.trainers.settings import TrainingSettings, check_precision, check_writable, default_precision
 from nnunet_ext.trainers.signals import handlers
@@ -164,8 +164,7 @@ class SharedTrainer(nnUNetTrainer):
         self.after_update()
         if self._waiting_since is not None:
             seconds, self._waiting_since = time.monotonic() - self._waiting_since, None
-            epoch = f"{self.num_iterations_per_epoch} such and {self.num_val_iterations_per_epoch} of validation"
-            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s; an epoch has {epoch}")
+            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s")
         if self._stop == "batch" and not self.is_ddp:
             # The epoch is not over: it is run again from these weights.
             self.current_epoch -= 1
@@ -237,8 +236,9 @@ class SharedTrainer(nnUNetTrainer):
     @ends_in_one_line
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         path = Path(filename_or_checkpoint)
-        problem = why_unreadable(path)
-        if problem is None:
+        if self.plans_manager.plans.get("continue_training") and path.name != BEST:
+            path = to_continue(path, path.with_name(LATEST))
+        if (problem := why_unreadable(path)) is None:
             super().load_checkpoint(str(path))
             return
         earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []
