@@ -9,7 +9,8 @@ Reads SAMPLES/CASE/sample_00.nii.gz and so on, as diffusion models write them, o
 into SAMPLES/uncertainty (or -o) per case CASE_entropy.nii.gz and CASE_variance.nii.gz in the geometry of the image
 (and CASE_mutual_information.nii.gz where probabilities were stored), summary.json with the agreement of the samples
 and, with references, GED² (generalised energy distance: 0 where samples and references differ alike), mean Dice and
-calibration errors per case and on average, and a picture of the most uncertain case, on its image (--images). docs/uncertainty.md has the definitions.
+calibration errors per case and on average, and a picture of the most uncertain case, on its image (--images).
+docs/uncertainty.md has the definitions.
 
 Exit status: 0 all cases measured, 1 something could not be, 2 wrong usage.
 """
@@ -135,15 +136,18 @@ def _write_picture(
 ) -> None:
     """The picture with the image under it, or without when there is none that fits."""
     from nnunet_ext.evaluation.samples import find_image, find_reference
-    from nnunet_ext.reports.uncertainty import write_picture
+    from nnunet_ext.reports.uncertainty import check_same_size, write_picture
 
-    references = [find_reference(folder, case) for folder in arguments.reference]
-    shown = {"references": references, "ignore": None if labels is None else labels.ignore}
+    image: Path | None = None
     try:
-        write_picture(result, case, sample, path, image=find_image(sample.parent, arguments.images), **shown)
+        image = find_image(sample.parent, arguments.images)
+        check_same_size(image, sample)
     except UserError as error:
+        image = None
         print(f"nnunet_ext uncertainty: note: no image under the picture: {error}", file=sys.stderr)
-        write_picture(result, case, sample, path, **shown)
+    references = [find_reference(folder, case) for folder in arguments.reference]
+    ignore = None if labels is None else labels.ignore
+    write_picture(result, case, sample, path, image=image, references=references, ignore=ignore)
 
 
 def _means(cases: list[dict[str, Any]]) -> dict[str, float]:

@@ -251,8 +251,8 @@ def _pairs(data: Comparison) -> tuple[MethodPair, ...]:
         for label in data.labels:
             for old, new in combinations(data.methods, 2):
                 values = data.paired_units(new, old, label, metric.key)
-                compared.append((new, old, label, paired(*values, higher_is_better=metric.higher_is_better)))
-        compared = [(*names, result if result.n >= FEWEST else _untested(result)) for *names, result in compared]
+                result = paired(*values, higher_is_better=metric.higher_is_better)
+                compared.append((new, old, label, result if result.n >= FEWEST else _untested(result)))
         corrected = holm([result.p_value for *_, result in compared])
         pairs += [
             MethodPair(new, old, label, metric, result, p)

@@ -269,11 +269,12 @@ def _parts(folder: Path) -> list[str]:
 def _size(folder: Path, plans: Mapping[str, Any]) -> str:
     """`tiny`, `small` or `own size` where the plans name a network of a row in another size than the published."""
     configurations = plans.get("configurations", {})
-    name: str | None = folder.name.split("__")[-1]
+    name = folder.name.split("__")[-1]
     seen: set[str] = set()
-    while name in configurations and name not in seen and "network" not in configurations[name]:
+    # A cascade's second stage inherits its network.
+    while name not in seen and "network" not in configurations.get(name, {}):
         seen.add(name)
-        name = configurations[name].get("inherits_from")
+        name = configurations.get(name, {}).get("inherits_from", name)
     about = configurations.get(name, {})
     model = next((model for model in models.rows() if model.network and model.network == about.get("network")), None)
     if model is None or (size := model.size_of(about.get("arguments", {}))) == "base":

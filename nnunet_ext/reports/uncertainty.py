@@ -128,10 +128,19 @@ def _around(foreground: np.ndarray) -> tuple[slice, ...]:
     """The part of a slice with foreground in any map, and half as much again on each side; all of it without."""
     box = []
     for axis, size in enumerate(foreground.shape):
-        used = np.flatnonzero(foreground.any(axis=1 - axis))
-        margin = max((used[-1] - used[0] + 1) // 2, 8) if len(used) else 0
-        box.append(slice(max(used[0] - margin, 0), used[-1] + margin + 1) if len(used) else slice(0, size))
+        used = np.flatnonzero(foreground.any(axis=1 - axis)).tolist() or [0, size - 1]
+        margin = max((used[-1] - used[0] + 1) // 2, 8)
+        box.append(slice(max(used[0] - margin, 0), used[-1] + margin + 1))
     return tuple(box)
+
+
+def check_same_size(image: Path, sample: Path) -> None:
+    """Refuse an image that no picture of the samples can be drawn on.
+
+    Raises:
+        UserError: it cannot be read, has another grid, or several channels.
+    """
+    _on_grid(image, read_image(sample))
 
 
 def _on_grid(path: Path, geometry: sitk.Image) -> np.ndarray:
@@ -141,10 +150,9 @@ def _on_grid(path: Path, geometry: sitk.Image) -> np.ndarray:
         UserError: it has another, or several channels.
     """
     found = read_image(path)
-    if found.GetSize() != geometry.GetSize() or found.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(
-            f"{path} has {found.GetSize()} voxels, the samples have {geometry.GetSize()}; give the same grid"
-        )
+    size = found.GetSize()
+    if size != geometry.GetSize() or found.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(f"{path} has {size} voxels, the samples have {geometry.GetSize()}; give the same grid")
     return sitk.GetArrayFromImage(found).astype(np.float32)
 
 

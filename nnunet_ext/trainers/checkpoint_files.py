@@ -25,6 +25,16 @@ def keep(path: Path, kept: Path) -> None:
     os.replace(link, kept)
 
 
+def to_continue(path: Path, latest: Path) -> Path:
+    """What --c goes on from when nnU-Net takes `path`: `latest` where it is the newer, of a run that went on since.
+
+    nnU-Net takes checkpoint_final.pth whenever there is one; a training that ends removes checkpoint_latest.pth, so
+    where both are, another has begun after it.
+    """
+    both = path.is_file() and latest.is_file()
+    return latest if both and latest.stat().st_mtime > path.stat().st_mtime else path
+
+
 def why_unreadable(path: Path) -> str | None:
     """None if the file is a whole checkpoint. Reads its index only: a truncated archive has none."""
     if not path.is_file():

@@ -10,7 +10,7 @@ import torch
 
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path
-from nnunet_ext.trainers.checkpoint_files import keep, why_unreadable
+from nnunet_ext.trainers.checkpoint_files import keep, to_continue, why_unreadable
 from nnunet_ext.trainers.failures import FailsInOneLine
 from nnunet_ext.trainers.interrupts import ends_in_one_line
 from nnunet_ext.trainers.recipe import optimizer_in
@@ -45,8 +45,9 @@ class SafeCheckpoints(FailsInOneLine):
     @ends_in_one_line
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         path = Path(filename_or_checkpoint)
-        problem = why_unreadable(path)
-        if problem is None:
+        if self.plans_manager.plans.get("continue_training") and path.name != BEST:
+            path = to_continue(path, path.with_name(LATEST))
+        if (problem := why_unreadable(path)) is None:
             self._continue_from(path)
             return
         earlier = [path.with_name(PREVIOUS), path.with_name(BEST)] if path.name == LATEST else []

@@ -211,8 +211,7 @@ class SharedTrainer(SafeCheckpoints):
         self.after_update()
         if self._waiting_since is not None:
             seconds, self._waiting_since = time.monotonic() - self._waiting_since, None
-            epoch = f"{self.num_iterations_per_epoch} such and {self.num_val_iterations_per_epoch} of validation"
-            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s; an epoch has {epoch}")
+            self.print_to_log_file(f"nnunet_ext: first batch after {seconds:.0f} s")
         if self._stop == "batch" and not self.is_ddp:
             # The epoch is not over: it is run again from these weights.
             self.current_epoch -= 1

@@ -58,7 +58,7 @@ def test_settings_are_used_and_recorded(make_trainer, monkeypatch):
     trainer.run_training()
     log = Path(trainer.log_file).read_text()
     assert "WARNING: the variable NNUNET_EXT_EPOCS has no effect; did you mean NNUNET_EXT_EPOCHS?" in log
-    assert log.count("nnunet_ext: first batch after ") == 1 and " s; an epoch has 2 such and 1 of validation" in log
+    assert log.count("nnunet_ext: first batch after ") == 1
     record = json.loads(Path(trainer.output_folder, "run.json").read_text())
     used = {k: record["settings"][k] for k in ("epochs", "iterations", "val_iterations", "precision", "patch_size")}
     assert used == {
@@ -208,6 +208,25 @@ def test_a_finished_run_that_goes_on_says_what_changes_and_keeps_its_history(mak
     assert "the checkpoint has 2 epochs, more than 1: none follows" in warning
     assert record["settings"]["epochs"] == 2, "the settings the network was trained with"
     assert len(record["epoch_seconds"]) == 2 and read_run_record(Path(final).with_name("run.json"))["history"]
+
+
+def test_a_finished_run_that_went_on_and_was_killed_continues_from_its_latest_checkpoint(make_trainer, monkeypatch):
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "1")
+    trainer = make_trainer(SignalledTrainer)
+    trainer.run_training()
+    final = str(Path(trainer.output_folder, "checkpoint_final.pth"))
+    monkeypatch.setenv("NNUNET_EXT_EPOCHS", "3")
+    longer = make_trainer(SignalledTrainer)
+    longer.load_checkpoint(final)
+    longer.send = (signal.SIGUSR1, (1, 1))
+    with pytest.raises(SystemExit):
+        longer.run_training()
+    resumed = make_trainer(SignalledTrainer)
+    resumed.load_checkpoint(final)  # as for --val: the network that was finished
+    assert resumed.current_epoch == 1
+    resumed.plans_manager.plans["continue_training"] = True
+    resumed.load_checkpoint(final)  # what nnU-Net asks for after --c
+    assert resumed.current_epoch == 2
 
 
 def test_latest_follows_the_interval_and_keeps_the_one_before(make_trainer, monkeypatch):
