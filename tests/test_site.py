@@ -78,7 +78,8 @@ def test_a_site_that_is_not_whole(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a.html").write_text(
         '<link rel="stylesheet" href="https://fonts.example/x.css"><script src=//cdn.example/y.js></script>'
-        '<a href="https://other.example/">x</a><a href="b/c.html#here">x</a><a href="b/c.html#gone">x</a>'
+        '<link rel="canonical" href="https://here.example/a.html"><a href="https://other.example/">x</a>'
+        '<a href="b/c.html#here">x</a><a href="b/c.html#gone">x</a>'
         '<a href="gone.html">x</a><a href="#top">x</a><h1 id="top"></h1><img src="data:image/png;base64,AA">'
     )
     (tmp_path / "b" / "c.html").write_text('<h2 class="x" id="here"></h2><a href="../a.html">x</a>')

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-LINK = re.compile(r"""<(\w+)\b[^>]*?\s(?:href|src|srcset)=["']?([^"'\s>]+)""")
+LINK = re.compile(r"""<(\w+)\b([^>]*?)\s(?:href|src|srcset)=["']?([^"'\s>]+)""")
 ID = re.compile(r"""\s(?:id|name)=["']?([^"'\s>]+)""")
 
 
@@ -24,11 +24,12 @@ def on_post_build(config):
 
 def problems(site: Path) -> Iterator[str]:
     """One line for each foreign resource and each link that leads nowhere; links to other sites are left alone."""
+    ids = cache(anchors)  # for this build only; `mkdocs serve` builds again
     for page in sorted(site.rglob("*.html")):
-        for tag, link in LINK.findall(page.read_text(encoding="utf-8")):
+        for tag, before, link in LINK.findall(page.read_text(encoding="utf-8")):
             name = page.relative_to(site).as_posix()
             if re.match(r"(https?:)?//", link):
-                if tag != "a":
+                if tag != "a" and 'rel="canonical"' not in before:  # the page's own address
                     yield f"{name}: <{tag}> fetches {link}"
             elif not re.match(r"(data|mailto|javascript):", link):
                 target, _, anchor = link.partition("#")
@@ -38,10 +39,9 @@ def problems(site: Path) -> Iterator[str]:
                 there = (start / path.lstrip("/")).resolve() if path else page
                 if not there.is_file():
                     yield f"{name}: {link} is not there"
-                elif anchor and there.suffix == ".html" and unquote(anchor) not in anchors(there):
+                elif anchor and there.suffix == ".html" and unquote(anchor) not in ids(there):
                     yield f"{name}: {link}: no such heading"
 
 
-@cache
 def anchors(page: Path) -> frozenset[str]:
     return frozenset(ID.findall(page.read_text(encoding="utf-8")))
