@@ -3,4 +3,4 @@
 Importing this package imports neither torch nor nnunetv2: the sub-packages do, when they are used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -14,7 +14,7 @@ from nnunet_ext.environment import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(nnunet_ext.__file__).parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 VARIABLE = r"NNUNET_EXT_[A-Z_]*[A-Z]"
 # Files that nobody keeps here: what a command on the page makes.

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from nnunet_ext import __version__
 from nnunet_ext.errors import UsageError, UserError
@@ -34,18 +35,24 @@ COMMANDS = {
 }
 
 
+def load(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """The module of a sub-command and its parser."""
+    module = importlib.import_module("nnunet_ext.cli." + name.replace("-", "_"))
+    parser = argparse.ArgumentParser(
+        prog=f"nnunet_ext {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module, parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; return 0 when all is well, 1 for a failure, 2 for wrong usage."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
         name = argv[0]
-        module = importlib.import_module("nnunet_ext.cli." + name.replace("-", "_"))
-        parser = argparse.ArgumentParser(
-            prog=f"nnunet_ext {name}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(parser)
+        module, parser = load(name)
         arguments = parser.parse_args(argv[1:])
         try:
             return int(module.run(arguments))

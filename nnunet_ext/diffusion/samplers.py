@@ -132,7 +132,8 @@ def dpm_solver_step(
         schedule: the chain that s, t and r count; they may lie between two steps.
         x_s: (batch, channels, *grid).
         x0: x_0 predicted at s, same shape.
-        s, t: from here to there; t < s.
+        s: from here.
+        t: to there; t < s.
         before: x_0 predicted at the step r before s (r > s), and r.
     """
     _, sigma_s, lambda_s = schedule.marginal(s)

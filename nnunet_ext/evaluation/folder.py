@@ -122,7 +122,7 @@ def evaluate_folds(
     Args:
         result_folder: e.g. nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres.
         reference_folder: by default nnUNet_preprocessed/DATASET/gt_segmentations.
-        labels, allow_missing, nsd_tolerance_mm, convention, processes, progress: as for `evaluate_folder`.
+        labels: this, and all that follow, as for `evaluate_folder`.
 
     Raises:
         UserError: as for `evaluate_folder`; no finished fold; a case in two folds.

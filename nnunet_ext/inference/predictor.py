@@ -202,7 +202,8 @@ class FolderPredictor(nnUNetPredictor):
 
         Args:
             case: its name and output count.
-            logits, properties: of the case.
+            logits: of the case.
+            properties: what its preprocessing noted.
             seconds: of the network, passed on.
             dense: also write nnU-Net's probabilities.
             drawn: folder and logits of the samples, to be written too.

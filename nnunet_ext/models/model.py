@@ -103,7 +103,9 @@ class Model:
         batch_size: samples per step where nnU-Net's own number means nothing to the network.
         poolings: how many of nnU-Net's poolings it has, which its patches must allow; None for all of them.
         resized_to: size -> edge of the cube that every patch is resized to, where there is one.
-        spacing_mm, patch_size, configurations: of its planner, where these are not nnU-Net's choice.
+        spacing_mm: of its planner, per axis; None for nnU-Net's choice.
+        patch_size: of its planner, per axis; None for what fits.
+        configurations: those its planner makes; None for nnU-Net's.
         hint: what to know when a configuration is refused.
         accelerators: optional packages that make it faster.
         weights: published ones.

@@ -30,8 +30,10 @@ def estimate(
     Args:
         model: name of the model, or its row.
         arguments: of the network, as in plans.
-        input_channels, num_classes: of the data set; for regions, their number.
-        patch_size, batch_size: as in plans.
+        input_channels: of the data set.
+        num_classes: of the data set; for regions, their number.
+        patch_size: as in plans.
+        batch_size: as in plans.
         half: as on a GPU; else in single precision, as on a CPU.
     """
     shape = (batch_size, input_channels, *map(int, patch_size))

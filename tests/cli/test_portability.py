@@ -181,7 +181,7 @@ def test_groups_on_windows(monkeypatch):
         def kill(self):
             self.did.append("killed")
 
-    monkeypatch.delattr(os, "killpg")
+    monkeypatch.delattr(os, "killpg", raising=False)
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
     assert own_group() == {"creationflags": 512}

@@ -7,7 +7,6 @@ A simulation: Python itself and all other packages still run on this system. Wha
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pathlib
 import re
@@ -29,14 +28,16 @@ _asking = False
 
 
 def enter() -> None:
-    """Take it all away, for the rest of this process."""
+    """Take it all away, for the rest of this process; on macOS and Windows nothing has to be."""
+    if sys.platform != "linux":
+        return
+    _wrap_os()
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
     for module, names in ((os, OF_OS), (signal, OF_SIGNAL)):
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
-    _wrap_os()
     _wrap_text()
     sys.addaudithook(_refuse)
     # With -X warn_default_encoding: a file opened with no word about its encoding is read otherwise elsewhere. The
@@ -46,6 +47,8 @@ def enter() -> None:
 
 
 def _wrap_os() -> None:
+    import fcntl  # before `enter` takes it away
+
     stat, fsync, rename = os.stat, os.fsync, os.rename
 
     def stat_here(path, *arguments, **options):
