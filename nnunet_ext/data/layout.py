@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext import tiff
 from nnunet_ext.cases import ChannelFiles, channel_files
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.datasets import find_dataset
@@ -179,7 +180,10 @@ def _find_cases(
 ) -> tuple[list[CaseFiles], list[Finding]]:
     images, label_folder = folder / f"images{split}", folder / f"labels{split}"
     there = channel_files(images, (ending,)) if images.is_dir() else ChannelFiles({}, ())
-    findings = [Finding("stray-file", str(path), f"not named CASE_0000{ending}") for path in there.others]
+    # Of a TIFF stack nnU-Net reads the spacing there.
+    spacings = {f"{name}.json" for name in there.cases} if ending.lower() in tiff.ENDINGS else set()
+    strays = [path for path in there.others if path.name not in spacings]
+    findings = [Finding("stray-file", str(path), f"not named CASE_0000{ending}") for path in strays]
     counted = {name: len(files) for name, files in there.cases.items()}
     present = {path for files in there.cases.values() for path in files.values()}
     cases = []
@@ -202,7 +206,7 @@ def _find_cases(
         if not missing:
             cases.append(CaseFiles(name, split, wanted, label))
     for path in sorted(label_folder.glob("*")):
-        if path.name[0] != "." and path.name[: -len(ending)] not in counted:
+        if path.name[0] != "." and path.name[: -len(ending)] not in counted and path.name not in spacings:
             findings.append(Finding("label-without-image", str(path), "no image of that name"))
     return cases, findings
 

@@ -229,7 +229,8 @@ def read_pool(
     if thinned:
         report(f"support pool: {thinned} slices left out, evenly within each case, to stay below 1 GiB")
     if not images:
-        raise UserError(f"no slice of {', '.join(names[:5])} in {dataset.source_folder} holds a label")
+        whole = "" if ignore_label is None else " and no pixel of the ignore label"
+        raise UserError(f"no slice of {', '.join(names[:5])} in {dataset.source_folder} holds a label{whole}")
     return Pool(
         torch.cat(images), torch.cat(masks), np.array(cases), np.array(positions), names, tuple(tasks), window, side
     )

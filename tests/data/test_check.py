@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from helpers import zoo
 from helpers.blobs import CASES, load, make, write
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from skimage.io import imsave
@@ -23,6 +24,7 @@ from nnunet_ext.data.check_page import render_page
 from nnunet_ext.data.clean import clean_dataset
 from nnunet_ext.data.cohort import grouped_folds, patient_groups
 from nnunet_ext.data.findings import CHECKS
+from nnunet_ext.data.layout import read_layout
 from nnunet_ext.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -362,6 +364,15 @@ def test_planted(clean, defect):
     assert (report.errors > 0) == any(CHECKS[f.check][0] == "error" for f in report.findings)
     if expected in ("not-finite", "unreadable", "constant"):
         assert [f.file for f in found] == [IMAGE]
+
+
+def test_spacing_files_of_tiff_stacks_belong_there(tmp_path):
+    (member,) = (member for member in zoo.MEMBERS if member.name == "TIFF")
+    folder = zoo.make(member, tmp_path)
+    assert read_layout(folder).findings == ()
+    for name in ("imagesTr/other.json", "labelsTr/other.json"):
+        (folder / name).write_text("{}")
+    assert {finding.check for finding in read_layout(folder).findings} == {"stray-file", "label-without-image"}
 
 
 def test_sources_of_trouble_that_nnunet_never_sees(clean):

@@ -12,18 +12,21 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
-def unet(axes: int = 3) -> dict:
-    """The `architecture` of a configuration: nnU-Net's U-Net of two stages, for images of that many axes."""
+def unet(axes: int = 3, stages: int = 2) -> dict:
+    """The `architecture` of a configuration: nnU-Net's U-Net for images of that many axes.
+
+    Two stages have no deep supervision to train with, and give nnU-Net's loss weights of 0 / 0.
+    """
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
-            "n_stages": 2,
-            "features_per_stage": [4, 8],
+            "n_stages": stages,
+            "features_per_stage": [4, 8, 8][:stages],
             "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-            "kernel_sizes": [[3] * axes, [3] * axes],
-            "strides": [[1] * axes, [1, 2, 2][-axes:]],
-            "n_conv_per_stage": [1, 1],
-            "n_conv_per_stage_decoder": [1],
+            "kernel_sizes": [[3] * axes] * stages,
+            "strides": [[1] * axes, *[[1, 2, 2][-axes:]] * (stages - 1)],
+            "n_conv_per_stage": [1] * stages,
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
