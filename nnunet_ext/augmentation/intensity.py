@@ -19,7 +19,7 @@ from nnunet_ext.ops.compiled import array, compile_kernel
 
 # batchgeneratorsv2's smallest divisor.
 _SMALLEST = 1e-7
-_NOTHING = np.ones(1, np.float32)
+_NOTHING: np.ndarray = np.ones(1, np.float32)
 
 
 def owned(sample: Sample) -> Tensor:

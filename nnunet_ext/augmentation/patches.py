@@ -119,11 +119,13 @@ def _cut(array: Any, begin: Sequence[int], shape: Sequence[int], outside: int, d
     lead = array.shape[: -len(begin)]
     first = [min(max(0, b), n) for b, n in zip(begin, size, strict=True)]
     last = [min(max(f, b + s), n) for f, b, s, n in zip(first, begin, shape, size, strict=True)]
-    part = array[(*[slice(None)] * len(lead), *map(slice, first, last))]
-    if part.shape[len(lead) :] == tuple(shape):
+    inside = (*[slice(None)] * len(lead), *map(slice, first, last))
+    if tuple(last[d] - first[d] for d in range(len(size))) == tuple(shape):
         # Transforms work in place: what is in memory or mapped from a file is copied, what was decompressed is not.
+        part = array[inside]
         return np.array(part, dtype, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(part, dtype)
     out = np.full((*lead, *shape), outside, dtype)
-    target = (slice(f - b, l - b) for f, l, b in zip(first, last, begin, strict=True))
-    out[(..., *target)] = part
+    if all(f < l for f, l in zip(first, last, strict=True)):
+        target = (..., *(slice(f - b, l - b) for f, l, b in zip(first, last, begin, strict=True)))
+        out[target] = array[inside]
     return out

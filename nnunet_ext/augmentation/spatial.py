@@ -159,15 +159,15 @@ class Spatial(Transform):
         image_out = empty((len(image), *lead, *self.patch_size), image)
         labels_out = empty((len(labels), *lead, *self.patch_size), labels)
         arrays = [tensor.reshape(len(tensor), *lead, *window.shape).contiguous().numpy() for tensor in (image, labels)]
-        affine_, shift, half = self._float32(window.size, affine, center_location_in_pixels)
-        grid, _ = self._corners(window.size, affine, center_location_in_pixels)
+        matrix, shift, half = self._float32(window.size, affine, center_location_in_pixels)
+        grid, _places = self._corners(window.size, affine, center_location_in_pixels)
         # batchgeneratorsv2 asks the same of its grid.
         reaches = bool(np.abs(grid).max() > 1 - 1 / min(window.size))
         number = arrays[1].dtype.type
         maps = arrays[1] if dim == 3 else arrays[1].reshape(-1, *window.shape)
         two, low, high = self._two(maps, reaches)
         _kernel(f"sample_{dim}d", labels.dtype)(
-            *arrays, *self._axes, affine_, shift, half, np.array(window.size), np.array(window.origin),
+            *arrays, *self._axes, matrix, shift, half, np.array(window.size), np.array(window.origin),
             number(self.padding), reaches, two, low, high, image_out.numpy(), labels_out.numpy(),
         )  # fmt: skip
         shape = (*(image.shape[1:2] if self.planes else ()), *self.patch_size)
@@ -219,22 +219,21 @@ class Spatial(Transform):
         wanted = self.window(window.size, None, center)
         if wanted == window and window.shape == self.patch_size:
             return tensor.contiguous()
+        seen = tensor[_slices(wanted, window.origin)]
+        shape = (*tensor.shape[: -len(self.patch_size)], *self.patch_size)
         if wanted.shape == self.patch_size:
-            out = empty((*tensor.shape[: -len(self.patch_size)], *self.patch_size), tensor)
-            out.copy_(tensor[(..., *_slices(wanted, window.origin))])
-            return out
-        out = tensor.new_full((*tensor.shape[: -len(self.patch_size)], *self.patch_size), padding)
+            out = empty(shape, tensor)
+            return out.copy_(seen)
+        out = tensor.new_full(shape, padding)
         first = [math.floor(c) - n // 2 for c, n in zip(center, self.patch_size, strict=True)]
-        out[(..., *_slices(wanted, first))] = tensor[(..., *_slices(wanted, window.origin))]
+        out[_slices(wanted, first)] = seen
         return out
 
 
-def _slices(window: Window, origin: Sequence[int]) -> tuple[slice, ...]:
-    """Where a window lies in what begins at `origin`."""
-    return tuple(
-        slice(first - begin, first - begin + n)
-        for first, begin, n in zip(window.origin, origin, window.shape, strict=True)
-    )
+def _slices(window: Window, origin: Sequence[int]) -> tuple[Any, ...]:
+    """Index, all channels, of a window in what begins at `origin`."""
+    begins = [first - begin for first, begin in zip(window.origin, origin, strict=True)]
+    return (..., *(slice(begin, begin + n) for begin, n in zip(begins, window.shape, strict=True)))
 
 
 def _torch(dtype: np.dtype) -> torch.dtype:

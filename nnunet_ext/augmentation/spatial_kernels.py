@@ -69,6 +69,22 @@ def _winner(found, inside, weights, nearest, padding, reaches, two, low, high):
         if score == np.float32(500):
             return nearest
         return high if score > np.float32(500) else low
+    # Mostly only two labels meet, and neither is the padding's.
+    one = other = found[0]
+    of_one, of_other, pair = _ZERO, _ZERO, True
+    for k in range(found.size):
+        if found[k] == one:
+            of_one += _SCORE * weights[k]
+        elif other == one or found[k] == other:
+            other = found[k]
+            of_other += _SCORE * weights[k]
+        else:
+            pair = False
+    if pair and not (reaches and (one == padding or other == padding)):
+        of_one, of_other = _to_half(of_one), _to_half(of_other)
+        if of_one == of_other:
+            return nearest
+        return one if of_one > of_other else other
     best, winner, of_nearest = -_ONE, nearest, -_TWO
     for k in range(found.size):
         label = found[k]
@@ -228,6 +244,11 @@ def sample_3d(
                                 found, inside, weights, found[nearest], padding, reaches, two[m], low[m], high[m]
                             )
                         labels_out[m, i, j, at] = label
+                elif not (
+                    (z_low >= -_ONE) & (z_low <= last_z) & (y_low >= -_ONE) & (y_low <= last_y)
+                    & (x_low >= -_ONE) & (x_low <= last_x)
+                ):  # fmt: skip
+                    image_out[:, i, j, at], labels_out[:, i, j, at] = _ZERO, padding
                 else:
                     weights[0], weights[1], weights[2], weights[3] = w0, w1, w2, w3
                     weights[4], weights[5], weights[6], weights[7] = w4, w5, w6, w7
@@ -237,6 +258,14 @@ def sample_3d(
                         values, classes, first, near, box, size, origin, weights, found, found_inside, padding,
                         reaches, two, low, high, image_out[:, i, j, at], labels_out[:, i, j, at],
                     )  # fmt: skip
+
+
+@njit(nogil=True)
+def _line_2d(axis, begin, slope, constant, shift, half, out):
+    """The same along one axis of a plane; rounded once at the end, as where torch has fused multiply-add."""
+    for k in range(out.size):
+        grid = ((constant + axis[begin + k] * slope) + shift) / half
+        out[k] = np.float32(np.float64(grid + _ONE) * np.float64(half) - 0.5)
 
 
 def sample_2d(
@@ -252,62 +281,59 @@ def sample_2d(
     values, classes = image.reshape(channels * planes, -1), labels.reshape(labels.shape[0] * planes, -1)
     values_out = image_out.reshape(channels * planes, rows, columns)
     classes_out = labels_out.reshape(labels.shape[0] * planes, rows, columns)
-    places, all_weights = np.empty((columns, 2), np.float32), np.empty((columns, 4), np.float32)
-    starts = np.empty(columns, np.int64)
-    inside, found, found_inside = np.ones(4, np.bool_), np.empty(4, labels.dtype), np.empty(4, np.bool_)
+    ys, xs = np.empty(_ROW, np.float32), np.empty(_ROW, np.float32)
+    weights, inside, found = np.empty(4, np.float32), np.ones(4, np.bool_), np.empty(4, labels.dtype)
+    found_inside = np.empty(4, np.bool_)
     box, first, near = np.array((height, width)), np.empty(2, np.int64), np.empty(2, np.int64)
+    last_y, last_x = np.float32(size[0] - 1), np.float32(size[1] - 1)
     one, y_step = np.uintp(1), np.uintp(width)
-    for j in range(rows):
-        for k in range(columns):
-            starts[k] = 0
-            for d in range(2):
-                grid = ((y_axis[j] * affine[0, d] + x_axis[k] * affine[1, d]) + shift[d]) / half[d]
-                # Rounded once, as where torch has fused multiply-add.
-                place = np.float32(np.float64(grid + _ONE) * np.float64(half[d]) - 0.5)
-                places[k, d] = place
-                lower = np.int64(np.floor(place))
-                if starts[k] < 0 or lower < 0 or lower >= size[d] - 1:
-                    starts[k] = -1
+    blocks_x = (columns + _ROW - 1) // _ROW
+    for block in range((rows + _BLOCK - 1) // _BLOCK * blocks_x):
+        begin = block % blocks_x * _ROW
+        length = min(_ROW, columns - begin)
+        for j in range(block // blocks_x * _BLOCK, min(rows, (block // blocks_x + 1) * _BLOCK)):
+            for d, out in ((0, ys), (1, xs)):
+                _line_2d(x_axis, begin, affine[1, d], y_axis[j] * affine[0, d], shift[d], half[d], out[:length])
+            for k in range(length):
+                y, x = ys[k], xs[k]
+                y_low, x_low = np.floor(y), np.floor(x)
+                y1, x1 = y - y_low, x - x_low
+                y0, x0 = _ONE - y1, _ONE - x1
+                w0, w1, w2, w3 = x0 * y0, x1 * y0, x0 * y1, x1 * y1
+                at = begin + k
+                if (y_low >= _ZERO) & (y_low < last_y) & (x_low >= _ZERO) & (x_low < last_x):
+                    p = np.uintp((np.int64(y_low) - origin[0]) * width + (np.int64(x_low) - origin[1]))
+                    for c in range(channels * planes):
+                        value = values[c, p] * w0
+                        value += values[c, p + one] * w1
+                        value += values[c, p + y_step] * w2
+                        value += values[c, p + y_step + one] * w3
+                        values_out[c, j, at] = value
+                    for m in range(classes.shape[0]):
+                        label = classes[m, p]
+                        l1, l2, l3 = classes[m, p + one], classes[m, p + y_step], classes[m, p + y_step + one]
+                        if not ((l1 == label) & (l2 == label) & (l3 == label)):
+                            weights[0], weights[1], weights[2], weights[3] = w0, w1, w2, w3
+                            found[0], found[1], found[2], found[3] = label, l1, l2, l3
+                            nearest = 0
+                            if np.rint(x) > x_low:
+                                nearest += 1
+                            if np.rint(y) > y_low:
+                                nearest += 2
+                            label = _winner(
+                                found, inside, weights, found[nearest], padding, reaches, two[m], low[m], high[m]
+                            )
+                        classes_out[m, j, at] = label
+                elif not ((y_low >= -_ONE) & (y_low <= last_y) & (x_low >= -_ONE) & (x_low <= last_x)):
+                    values_out[:, j, at], classes_out[:, j, at] = _ZERO, padding
                 else:
-                    starts[k] = starts[k] * width + lower - origin[d]
-            y1, x1 = places[k, 0] - np.floor(places[k, 0]), places[k, 1] - np.floor(places[k, 1])
-            y0, x0 = _ONE - y1, _ONE - x1
-            all_weights[k, 0], all_weights[k, 1] = x0 * y0, x1 * y0
-            all_weights[k, 2], all_weights[k, 3] = x0 * y1, x1 * y1
-        for c in range(channels * planes):
-            for k in range(columns):
-                if starts[k] >= 0:
-                    p = np.uintp(starts[k])
-                    value = values[c, p] * all_weights[k, 0]
-                    value += values[c, p + one] * all_weights[k, 1]
-                    value += values[c, p + y_step] * all_weights[k, 2]
-                    value += values[c, p + y_step + one] * all_weights[k, 3]
-                    values_out[c, j, k] = value
-        for m in range(classes.shape[0]):
-            for k in range(columns):
-                if starts[k] >= 0:
-                    p = np.uintp(starts[k])
-                    label = classes[m, p]
-                    l1, l2, l3 = classes[m, p + one], classes[m, p + y_step], classes[m, p + y_step + one]
-                    if not ((l1 == label) & (l2 == label) & (l3 == label)):
-                        found[0], found[1], found[2], found[3] = label, l1, l2, l3
-                        nearest = 0
-                        if np.rint(places[k, 1]) > np.floor(places[k, 1]):
-                            nearest += 1
-                        if np.rint(places[k, 0]) > np.floor(places[k, 0]):
-                            nearest += 2
-                        label = _winner(
-                            found, inside, all_weights[k], found[nearest], padding, reaches, two[m], low[m], high[m]
-                        )
-                    classes_out[m, j, k] = label
-        for k in range(columns):
-            if starts[k] < 0:
-                for d in range(2):
-                    first[d], near[d] = np.int64(np.floor(places[k, d])), np.int64(np.rint(places[k, d]))
-                _outside(
-                    values, classes, first, near, box, size, origin, all_weights[k], found, found_inside, padding,
-                    reaches, two, low, high, values_out[:, j, k], classes_out[:, j, k],
-                )  # fmt: skip
+                    weights[0], weights[1], weights[2], weights[3] = w0, w1, w2, w3
+                    first[0], first[1] = np.int64(y_low), np.int64(x_low)
+                    near[0], near[1] = np.int64(np.rint(y)), np.int64(np.rint(x))
+                    _outside(
+                        values, classes, first, near, box, size, origin, weights, found, found_inside, padding,
+                        reaches, two, low, high, values_out[:, j, at], classes_out[:, j, at],
+                    )  # fmt: skip
 
 
 def two_labels(labels, out):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +52,16 @@ class Transform:
 
 
 class Unchanged(Transform):
-    """A transform this package does not know, used as it is; it draws from the process's generators."""
+    """A transform this package does not know, used as it is; it draws from the process's generators.
+
+    Each thread has a copy, as each of nnU-Net's processes has: a transform may keep a state.
+    """
+
+    def __init__(self, reference: Any):
+        super().__init__(reference)
+        self._of_thread = threading.local()
 
     def __call__(self, sample: Sample, random: Random) -> Sample:
-        return self.reference(**sample)
+        if not hasattr(self._of_thread, "copy"):
+            self._of_thread.copy = copy.deepcopy(self.reference)
+        return self._of_thread.copy(**sample)

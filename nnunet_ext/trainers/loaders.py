@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -22,16 +23,20 @@ def draw_seed() -> int:
     return secrets.randbits(32)
 
 
-def threaded_loaders(trainer: Any, seed: int) -> tuple[Loader, Loader]:
+def threaded_loaders(trainer: Any) -> tuple[Loader, Loader]:
     """Loaders of the training and of the validation within epochs: `nnUNetTrainer.get_dataloaders` with threads.
 
     The trainer's own methods say what is drawn and how it is transformed. The same seed gives the same batches,
     however many threads make them, and after a restart those of the epoch that is next.
 
     Args:
-        trainer: an initialised `nnUNetTrainer`.
-        seed: of the run; ranks of distributed training draw differently with the same.
+        trainer: an initialised `SharedTrainer`. Its `seed` becomes that of the first rank, so that one number stands
+            for the run; ranks draw differently with the same.
     """
+    if trainer.is_ddp:
+        shared = torch.tensor(trainer.seed, device=trainer.device)
+        dist.broadcast(shared, src=0)
+        trainer.seed = int(shared)
     if trainer.dataset_class is None:
         trainer.dataset_class = infer_dataset_class(trainer.preprocessed_dataset_folder)
     configuration, labels = trainer.configuration_manager, trainer.label_manager
@@ -58,7 +63,7 @@ def threaded_loaders(trainer: Any, seed: int) -> tuple[Loader, Loader]:
             oversample_foreground_percent=trainer.oversample_foreground_percent, sampling_probabilities=None,
             pad_sides=None, transforms=transforms, probabilistic_oversampling=trainer.probabilistic_oversampling,
         )  # fmt: skip
-        return Batches(loader, seed, (trainer.local_rank, number), pinned=trainer.device.type == "cuda")
+        return Batches(loader, trainer.seed, (trainer.local_rank, number), pinned=_feeds_a_gpu(trainer.device))
 
     threads, epoch = get_allowed_n_proc_DA(), trainer.current_epoch
     checking = max(1, threads // 2) if threads else 0
@@ -89,7 +94,11 @@ def close_loaders(trainer: Any) -> None:
             loader.close()
 
 
+def _feeds_a_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
 def _use_device(device: torch.device) -> None:
     # A thread begins on the first GPU; memory that a GPU reads by itself would be registered there.
-    if device.type == "cuda":
+    if _feeds_a_gpu(device):
         torch.cuda.set_device(device)

@@ -265,7 +265,7 @@ class SharedTrainer(SafeCheckpoints):
         return super().do_split()
 
     def get_dataloaders(self):
-        return threaded_loaders(self, self.seed) if self.settings.loader == "threads" else super().get_dataloaders()
+        return threaded_loaders(self) if self.settings.loader == "threads" else super().get_dataloaders()
 
     # Epochs ----------------------------------------------------------------------------------------------------
 
