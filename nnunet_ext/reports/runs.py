@@ -220,7 +220,15 @@ def _parts(folder: Path) -> list[str]:
     parts = folder.name.split("__")
     if len(parts) != 3:
         return [folder.name]
-    return [network_name(parts[0]), parts[2], parts[1]]
+    # A trainer of many networks: the class is what tells its runs apart.
+    paths = (record.get("network", {}).get("path") for record in _records(folder))
+    named = next(filter(None, paths), "").rpartition(".")[2]
+    return [named or network_name(parts[0]), parts[2], parts[1]]
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("fold_*/run.json")):
+        yield read_run_record(path) or {}
 
 
 def network_name(trainer: str) -> str:

@@ -3,6 +3,7 @@
 nnU-Net finds them through the rows in `models/`.
 
     segmamba.py, unetrpp.py, sam_med3d.py, medsegdiff.py, universeg.py   the models
+    adapted.py  any network named by its path
     plain.py    nnU-Net's own network under the same conditions
     shared.py   `SharedTrainer`, which they all are: safe checkpoints, signals, a guard against NaN, records
     settings.py, optimiser.py, run_record.py, tensorboard.py   its parts: variables, AdamW, run.json, scalars
