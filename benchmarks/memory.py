@@ -16,6 +16,7 @@ Both run the step of the trainer.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import gc
 import json
@@ -35,6 +36,8 @@ from selective_scan import append, hardware, version
 from torch import Tensor, nn
 
 from nnunet_ext import models
+from nnunet_ext.plans.adapted import Adapter, Planned
+from nnunet_ext.plans.constructor import parse_settings
 from nnunet_ext.plans.estimate import dice_ce, estimate
 from nnunet_ext.plans.memory import StepMemory, on_gpu, training_step_memory
 from nnunet_ext.plans.network import arguments_for_patch
@@ -51,11 +54,36 @@ ROWS: dict[str, tuple[str, Sequence[Sequence[int]], Sequence[Sequence[int]]]] = 
     "unetrpp": ("tiny", [(1, 16, 16, 16), (2, 32, 64, 64), (2, 64, 96, 96)], [(1, 32, 32, 32), (2, 128, 128, 128)]),
     "universeg": ("tiny", [(1, 64, 64), (4, 64, 64), (8, 64, 64)], [(1, 64, 64), (8, 128, 128)]),
 }  # fmt: skip
+# Networks by their paths, with what is set besides: `nnunet_ext plan --network`.
+MONAI = "monai.networks.nets."
+ADAPTED = {
+    MONAI + "BasicUNet": "features=[8,16,32,64,64,8]",
+    MONAI + "SegResNet": "",
+    MONAI + "MedNeXt": "init_filters=8 deep_supervision=True",
+    MONAI + "SwinUNETR": "feature_size=12",
+    MONAI + "UNETR": "feature_size=8 hidden_size=192 mlp_dim=384 num_heads=6",
+    MONAI + "DynUNet": "filters=[8,16,32,64] deep_supervision=True",
+}
+ROWS |= {
+    path: (settings, [(1, 32, 32, 32), (2, 32, 64, 64), (2, 40, 96, 80)], [(1, 32, 32, 32), (2, 96, 96, 96)])
+    for path, settings in ADAPTED.items()
+}
+
+
+def row(model: str) -> models.Model:
+    """Of a model, or of a network by its path, which may have several heads."""
+    return models.find("adapted" if model in ADAPTED else model)
 
 
 def arguments_of(model: str, size: str, patch: Sequence[int]) -> dict[str, Any]:
     stages = max(2, int(math.log2(min(patch) / 4)) + 1)
     strides = [[1] * len(patch)] + [[2] * len(patch)] * (stages - 1)
+    if model in ADAPTED:
+        strides = strides[:4]
+        unet = {"features_per_stage": [8, 16, 32, 64], "strides": strides, "kernel_sizes": [[3] * len(patch)] * 4}
+        planned = Planned(tuple(patch), (1.0,) * len(patch), {"arch_kwargs": unet})
+        settings = parse_settings(ADAPTED[model].split())
+        return Adapter(model, settings, CHANNELS, CLASSES, [planned]).arguments(patch, strides)
     if model != PLAIN:
         return arguments_for_patch(model, size, list(patch), strides)
     return {
@@ -74,23 +102,22 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
             ("conv_op", "norm_op", "nonlin"),
         )
         return get_network_from_plans(path, arguments, loaded, CHANNELS, CLASSES, False, True)
-    row = models.find(model)
-    return row.build(CHANNELS, CLASSES, row.deep_supervision, arguments)
+    return row(model).build(CHANNELS, CLASSES, model in ADAPTED or row(model).deep_supervision, arguments)
 
 
 def step(model: str, network: nn.Module, image: Tensor) -> Tensor:
     """The loss of the step that the trainer runs."""
     if model == PLAIN:
         return dice_ce(outputs := network(image), [o.new_zeros(len(o), 1, *o.shape[2:]) for o in outputs])
-    row = models.find(model)
-    training = models.load(row.step)
-    loss = dice_ce if row.loss is None else models.load(row.loss)
+    training = models.load(row(model).step)
+    loss = dice_ce if row(model).loss is None else models.load(row(model).loss)
     return training.step(network, training.example(network, image, CLASSES), loss)
 
 
 def estimated(model: str, arguments: dict[str, Any], shape: Sequence[int], half: bool) -> StepMemory:
     batch, *patch = shape
     if model != PLAIN:
+        model = dataclasses.replace(row(model), deep_supervision=model in ADAPTED or row(model).deep_supervision)
         return estimate(model, arguments, CHANNELS, CLASSES, patch, batch, half=half)
     shape = (batch, CHANNELS, *patch)
     one = functools.partial(step, model)
@@ -99,7 +126,7 @@ def estimated(model: str, arguments: dict[str, Any], shape: Sequence[int], half:
 
 def steps(model: str, arguments: dict[str, Any], shape: Sequence[int], device: str) -> None:
     """Build a network and train it for two steps."""
-    slots = 1 if model == PLAIN else models.find(model).optimiser_slots
+    slots = 1 if model == PLAIN else row(model).optimiser_slots
     with torch.device(device):  # where the step makes its targets too
         network = build(model, arguments).train().to(device)
         image = torch.zeros(shape[0], CHANNELS, *shape[1:])
@@ -124,7 +151,7 @@ def status(key: str) -> int:
 def measure(model: str, shape: Sequence[int], device: str) -> dict[str, Any]:
     """Estimate and real figure of one row, in this process."""
     size, on_cpu, on_cuda = ROWS[model]
-    size = "base" if device == "cuda" and size else size
+    size = "base" if device == "cuda" and size and model not in ADAPTED else size
     tiny = (on_cuda if device == "cuda" else on_cpu)[0]
     steps(model, arguments_of(model, size, tiny[1:]), tiny, device)
     arguments = arguments_of(model, size, shape[1:])

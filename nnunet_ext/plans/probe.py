@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import UninitializedTensorMixin
 
 from nnunet_ext.architectures.adapted.model import build
 from nnunet_ext.errors import UserError, reason_of
@@ -114,6 +115,7 @@ class Probe:
     for_real: bool = False
     _fakes: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _built: dict[str, nn.Module | UserError] = field(default_factory=dict)
+    _states: dict[str, dict[str, torch.Size]] = field(default_factory=dict)
     _tried: dict[tuple, Outcome] = field(default_factory=dict)
 
     def find(self, candidates: Sequence[Mapping[str, Any]], patch: Sequence[int]) -> Findings:
@@ -236,7 +238,10 @@ class Probe:
             fixed = grid if of_a_size(arguments) else None
             try:
                 make = partial(build, self.path, arguments, self.channels, self.classes, (1,) * self.axes, fixed)
-                self._built[key] = make() if self.for_real else sketch(make)
+                self._built[key] = network = make() if self.for_real else sketch(make)
+                if any(isinstance(p, UninitializedTensorMixin) for p in (*network.parameters(), *network.buffers())):
+                    raise UserError(f"{self.path} has lazy layers, whose weights nnU-Net cannot load; give their sizes")
+                self._states[key] = _state(network)
             except UserError as error:
                 self._built[key] = error
         network = self._built[key]
@@ -258,7 +263,6 @@ class Probe:
         arguments, grid = findings.arguments, findings.grid
         with _quiet(), self._mode():
             network = self._network(arguments, grid).train()
-            before = {name: tensor.shape for name, tensor in network.state_dict().items()}
             trained = [p for p in network.parameters() if p.requires_grad]
             output = network(self._image(TRAINED, grid))
             heads = [_at(output, head.place) for head in findings.outcome.training]
@@ -274,7 +278,7 @@ class Probe:
             idle = sum(p.numel() for p in trained if p.grad is None)
             for parameter in trained:
                 parameter.grad = None
-            if {name: tensor.shape for name, tensor in network.state_dict().items()} != before:
+            if _state(network) != self._states[self._key(arguments, grid)]:
                 raise UserError(
                     f"{self.path} changes its parameters when it runs, so that no checkpoint fits it; make them in "
                     "__init__"
@@ -319,6 +323,10 @@ class Probe:
                 f"from {_by(patch)} on: {failed.reason}; change its arguments with --set"
             )
         return UserError(tries[-1].reason)
+
+
+def _state(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
 def of_a_size(arguments: Mapping[str, Any]) -> bool:

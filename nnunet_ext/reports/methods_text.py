@@ -86,7 +86,16 @@ def _training(run: Method, facts: Resources) -> str:
     ]
     details = ", ".join(part for part in schedule if part)
     size = f" with {facts.parameters / 1e6:.1f} million parameters" if facts.parameters else ""
-    return f"{run.name}{size} was trained as {trainer} ({plans}, {configuration}) for {details}."
+    return f"{run.name}{size} was trained as {trainer} ({plans}, {configuration}) for {details}.{_network(run)}"
+
+
+def _network(run: Method) -> str:
+    """Class, package and version, and arguments of a network named by its path."""
+    network = next((record["network"] for record in run.records if "network" in record), {})
+    if "path" not in network:
+        return ""
+    package = f" ({network['package']})" if "package" in network else ""
+    return f" The network is {network['path']}{package}, built with {network.get('called_with', 'its defaults')}."
 
 
 def _software(resources: Sequence[Resources]) -> str:

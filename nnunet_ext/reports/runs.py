@@ -262,8 +262,11 @@ def _parts(folder: Path) -> list[str]:
     parts = folder.name.split("__")
     if len(parts) != 3:
         return [folder.name]
+    # A trainer of many networks: the class is what tells its runs apart.
+    paths = (record.get("network", {}).get("path") for record in _records(folder))
+    named = next(filter(None, paths), "").rpartition(".")[2]
     size = _size(folder, read_plans(folder / "plans.json"))
-    return [f"{network_name(parts[0])} {size}".rstrip(), parts[2], parts[1]]
+    return [named or f"{network_name(parts[0])} {size}".rstrip(), parts[2], parts[1]]
 
 
 def _size(folder: Path, plans: Mapping[str, Any]) -> str:
@@ -280,6 +283,11 @@ def _size(folder: Path, plans: Mapping[str, Any]) -> str:
     if model is None or (size := model.size_of(about.get("arguments", {}))) == "base":
         return ""
     return size or "own size"
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("fold_*/run.json")):
+        yield read_run_record(path) or {}
 
 
 def network_name(trainer: str) -> str:

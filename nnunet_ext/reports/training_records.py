@@ -16,7 +16,8 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
     Returns:
         `plans`, `settings`, `software` and `hardware` without what is null, `parameters`, `gmacs_per_patch` and
         `peak_memory_bytes` where they are known, `epoch_seconds`, `validation` or None, and where the record has them
-        `backends` (without what is null), `environment`, `other_datasets` and `history`.
+        `backends` (without what is null), `environment`, `other_datasets`, `history` and
+        `network` (path, package, called_with).
 
     Raises:
         UserError: a value has another type.
@@ -36,7 +37,7 @@ def read_run_record(file: Path) -> dict[str, Any] | None:
         "peak_memory_bytes": record.optional_whole("peak_memory_bytes"),
         "epoch_seconds": record.optional_numbers("epoch_seconds") or [],
     }
-    for name in ("backends", "environment"):
+    for name in ("backends", "environment", "network"):
         if name in record.content:
             object_ = record.optional_object(name)
             found[name] = _known({key: object_.optional_text(key) for key in object_.content})

@@ -68,8 +68,7 @@ class nnUNetTrainerNetwork(SharedTrainer):
         self._record["network"] = {
             "path": arguments["network"],
             "package": package_of(arguments["network"]),
-            "arguments": arguments["arguments"],
-            "found": arguments.get("found") or {},
+            "called_with": (arguments.get("found") or {}).get("called with"),
         }
         self._write_record()
 

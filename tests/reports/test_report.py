@@ -19,7 +19,7 @@ from nnunet_ext.cli.main import main
 from nnunet_ext.evaluation import CONVENTIONS
 from nnunet_ext.files import write_json
 from nnunet_ext.reports.comparison import compare_runs
-from nnunet_ext.reports.methods_text import methods_paragraph, why_withheld
+from nnunet_ext.reports.methods_text import methods_paragraph, references, why_withheld
 from nnunet_ext.reports.render import render
 from nnunet_ext.reports.resources import in_words, resources_of
 from nnunet_ext.reports.runs import load_runs
@@ -216,6 +216,18 @@ def test_values_that_folds_do_not_share_are_ranges(base):
     assert (own["epochs"], own["patch"], own["device"]) == ("3 to 9", "8×8×8 and 8×16×16", "Toy CPU and Other CPU")
     warnings = "\n".join(compare(base).warnings)
     assert "epochs (nnU-Net 3, SegMamba 3 and 9)" in warnings
+
+
+def test_a_network_named_by_its_path_is_described(base):
+    folder = make_run(base, "nnUNetTrainerNetwork", 0, plans="nnUNetPlansSegResNet")
+    described = {"path": "monai.networks.nets.SegResNet", "package": "monai 1.6.1", "called_with": "init_filters=16"}
+    for file in folder.glob("fold_*/run.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "network": described}))
+    data = compare(base)
+    assert "SegResNet" in [run.name for run in data.runs]
+    text = methods_paragraph(data)
+    assert "The network is monai.networks.nets.SegResNet (monai 1.6.1), built with init_filters=16." in text
+    assert text.count("The network is") == 1 and len(set(references(data.runs))) == len(references(data.runs)) == 2
 
 
 def test_unfair_comparisons_are_pointed_out(base):
