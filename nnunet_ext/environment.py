@@ -35,6 +35,14 @@ VARIABLES = {
 }
 
 
+def decimal(text: str) -> int | None:
+    """The whole number from 0 that a text of at most 15 digits says, None for any other text.
+
+    Python refuses to convert thousands of digits, and no count, number or seed needs more than these.
+    """
+    return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
 def whole_number(environment: Mapping[str, str], name: str) -> int | None:
     """The value of an environment variable, None if it is not set.
 
@@ -44,9 +52,10 @@ def whole_number(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name, "").strip()
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    number = decimal(text)
+    if not number:
         raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
-    return int(text)
+    return number
 
 
 def share(environment: Mapping[str, str], name: str) -> float | None:

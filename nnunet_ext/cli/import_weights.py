@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext import models
-from nnunet_ext.errors import UserError
+from nnunet_ext.errors import UserError, reason_of
 
 
 def _importable() -> dict[str, models.Model]:
@@ -86,17 +86,28 @@ def _planned_network(model: models.Model, folder: Path, plans: str, configuratio
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_ext.files import read_json
+    from nnunet_ext.plans.files import check_network, check_patch, inherited, num_outputs, read_dataset_json, read_plans
     from nnunet_ext.plans.network import check_configuration
 
-    manager = PlansManager(str(folder / f"{plans}.json"))
-    if configuration not in manager.available_configurations:
-        raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(manager.available_configurations)}")
-    check_configuration(model.name, manager, configuration)
-    dataset_json = read_json(folder / "dataset.json")
-    planned = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, planned, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    file, remedy = folder / f"{plans}.json", "restore it, or plan again"
+    dataset_json = read_dataset_json(folder / "dataset.json", remedy)
+    heads = num_outputs(folder / "dataset.json", dataset_json)
+    about = read_plans(file, remedy)
+    known = about.object("configurations").names()
+    if configuration not in known:
+        raise UserError(f"-c {configuration} is not in {plans}.json: {', '.join(known)}")
+    for name in known:  # which of them the model takes is part of a refusal
+        check_patch(inherited(about, name))
+    check_network(inherited(about, configuration))
     trainer = model.trainers[0]
-    build = models.load(f"{trainer.module}:{trainer.name}").build_network_architecture
-    return build(manager, planned, channels, heads, False)
+    try:
+        manager = PlansManager(about.content)
+        check_configuration(model.name, manager, configuration)
+        planned = manager.get_configuration(configuration)
+        channels = determine_num_input_channels(manager, planned, dataset_json)
+        build = models.load(f"{trainer.module}:{trainer.name}").build_network_architecture
+        return build(manager, planned, channels, heads, False)
+    except UserError:
+        raise
+    except Exception as error:  # of nnU-Net, and of a network given odd arguments
+        raise UserError(f"{file}: {configuration} describes no network ({reason_of(error)[:300]}); {remedy}") from None

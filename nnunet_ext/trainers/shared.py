@@ -21,6 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import TrainingError, UserError
 from nnunet_ext.files import atomic_path, write_json, write_text
 from nnunet_ext.inference.validation import validate_fold
@@ -95,8 +96,8 @@ class SharedTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         if self.device.type == "cpu":
             # nnU-Net takes every core of the node; a job owns only its allocation.
-            asked = os.environ.get("OMP_NUM_THREADS", "")
-            torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
+            asked = decimal(os.environ.get("OMP_NUM_THREADS", ""))
+            torch.set_num_threads(min(available_cores(), asked or 10**6))
         super().initialize()
         # Before anything runs: what works here is said at once and once, and a wish that cannot be met costs nothing.
         try:
