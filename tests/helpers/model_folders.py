@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 UNET = {
     "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "arch_kwargs": {
@@ -70,6 +66,10 @@ def plans(name: str = "Dataset990_Phantoms") -> dict:
 
 def write_model(base: Path, dataset: dict) -> Path:
     """A model folder below `base` with random weights in fold 0, for a data set of one channel."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     model = base / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (model / "fold_0").mkdir(parents=True)
     (model / "plans.json").write_text(json.dumps(plans()))
