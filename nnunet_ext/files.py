@@ -204,6 +204,11 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 with the line ends it has, atomically."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[max(error.start - 40, 0) : error.end]
+        raise UserError(f"cannot write {path}: it would hold {odd!r}, a name that is no UTF-8; rename it") from None
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
