@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 
 # As nnU-Net names them. No glob character, and no way out of the folder.
@@ -37,18 +38,19 @@ def find_dataset(dataset: str, *variables: str, remedy: str = "") -> Path:
         UserError: a variable is not set, this is neither a number nor a name, or there is none or more than one.
     """
     bases = [base_folder(variable) for variable in variables]
-    if not dataset.isdecimal() and not _NAME.fullmatch(dataset):
+    number = decimal(dataset)
+    if number is None and not _NAME.fullmatch(dataset):
         raise UserError(f"data set {dataset!r} must be a number such as 4 or a name such as Dataset004_Hippocampus")
-    start = f"Dataset{int(dataset):03d}_" if dataset.isdecimal() else dataset
+    start = dataset if number is None else f"Dataset{number:03d}_"
     found = [
         path
         for base in bases
         for path in sorted(base.glob("Dataset*"))
-        if path.is_dir() and (path.name == start or (dataset.isdecimal() and path.name.startswith(start)))
+        if path.is_dir() and (path.name == start or (number is not None and path.name.startswith(start)))
     ]
     names = sorted({path.name for path in found})
     if len(names) != 1:
-        pattern = f"{start}*" if dataset.isdecimal() else start
+        pattern = start if number is None else f"{start}*"
         places, listed = " or ".join(map(str, bases)), ", ".join(names) or "none"
         todo = "give the whole name" if names else remedy or "check number or name, and the folder"
         raise UserError(f"expected one folder {pattern} in {places}, found {listed}; {todo}")

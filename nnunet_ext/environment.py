@@ -54,6 +54,14 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def decimal(text: str) -> int | None:
+    """The whole number from 0 that a text of at most 15 digits says, None for any other text.
+
+    Python refuses to convert thousands of digits, and no count, number or seed needs more than these.
+    """
+    return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
 def whole_number(environment: Mapping[str, str], name: str) -> int | None:
     """The value of an environment variable, None if it is not set.
 
@@ -63,9 +71,10 @@ def whole_number(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name, "").strip()
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    number = decimal(text)
+    if not number:
         raise TrainingError(f"{name}={text!r} must be a whole number of at least 1")
-    return int(text)
+    return number
 
 
 def number(environment: Mapping[str, str], name: str, most: float = math.inf, *, zero: bool = False) -> float | None:

@@ -18,6 +18,8 @@ from typing import Any
 
 from nnunet_ext.errors import UserError
 
+# Nobody's results are nested deeper, and Python's functions cannot follow a thousand levels.
+_DEEPEST_JSON = 64
 # Compressed and decompressed bytes at a time.
 _PACKED_PIECE, _PIECE = 1 << 18, 1 << 22
 
@@ -173,6 +175,25 @@ def _umask() -> int:
     return umask
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """The path without links, as far as there is one: at links in a circle `Path.resolve` raises RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
+def utf8_name(path: str | os.PathLike[str]) -> str:
+    """A path as text for ITK, which ends the whole process when it gets one that is no UTF-8.
+
+    Raises:
+        UserError: it is none.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name} is no name in UTF-8; rename it") from None
+    return name
+
+
 def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Make `target` a symbolic link to `source`; where links cannot be made, as often on Windows, a copy."""
     try:
@@ -183,6 +204,11 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 with the line ends it has, atomically."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        odd = text[max(error.start - 40, 0) : error.end]
+        raise UserError(f"cannot write {path}: it would hold {odd!r}, a name that is no UTF-8; rename it") from None
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -204,7 +230,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         UserError: the file is missing or is not JSON; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        _check_depth(content)
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except RecursionError:
@@ -213,6 +241,17 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or create it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_depth(content: Any) -> None:
+    """Raise a RecursionError for a JSON value of more than `_DEEPEST_JSON` levels."""
+    level = [content]
+    for _ in range(_DEEPEST_JSON):
+        holders = [value for value in level if isinstance(value, (dict, list))]
+        if not holders:
+            return
+        level = [value for holder in holders for value in (holder.values() if isinstance(holder, dict) else holder)]
+    raise RecursionError
 
 
 def _finite(value: Any) -> Any:

@@ -25,7 +25,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from nnunet_ext import tiff
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import atomic_path, gunzipped
+from nnunet_ext.files import atomic_path, gunzipped, remove_leftovers, utf8_name
 from nnunet_ext.machine import available_memory_bytes
 from nnunet_ext.quiet import quiet_libraries, quiet_nibabel
 
@@ -98,7 +98,7 @@ def check_whole(path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: naming the file.
     """
-    path = Path(path)
+    path = Path(utf8_name(path))
     name = path.name.lower()
     try:
         with open(path, "rb") as file:
@@ -142,7 +142,7 @@ def read_image(path: str | os.PathLike[str]) -> sitk.Image:
     check_whole(path)
     try:
         with quiet_libraries():
-            image = sitk.ReadImage(os.fspath(path))
+            image = sitk.ReadImage(utf8_name(path))
             beside = tiff.spacing_file(Path(path)) if os.fspath(path).lower().endswith(tiff.ENDINGS) else None
             if beside is not None:
                 return tiff.with_spacing(image, Path(path), beside)
@@ -187,8 +187,10 @@ def write_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     with atomic_path(path) as temporary:
         # A header of .mhd would name its voxels' file, which is not renamed with it; it may hold them itself.
         target = temporary.with_name(temporary.name + ".mha") if path.suffix.lower() == ".mhd" else temporary
+        remove_leftovers(path.with_name(path.name + ".mha"))
         try:
-            sitk.WriteImage(image, os.fspath(target), useCompression=True)
+            with quiet_libraries():
+                sitk.WriteImage(image, utf8_name(target), useCompression=True)
             check_written(target, image.GetNumberOfPixels(), path)
             tiff.write_spacing(path, image)
             if target != temporary:
@@ -214,7 +216,7 @@ def check_written(path: str | os.PathLike[str], voxels: int, final: str | os.Pat
         UserError: it is not whole.
     """
     reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
+    reader.SetFileName(utf8_name(path))
     nifti = str(path).lower().endswith((".nii", ".nii.gz"))
     try:
         check_whole(path)

@@ -16,6 +16,21 @@ REPOSITORY = Path(__file__).parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-seed", type=int, default=0, help="other inputs of the fuzz tests (default: 0)")
+    parser.addoption("--fuzz-times", type=int, default=1, help="so many times the inputs of the slow fuzz tests")
+
+
+@pytest.fixture
+def fuzz_seed(request) -> int:
+    return request.config.getoption("--fuzz-seed")
+
+
+@pytest.fixture
+def fuzz_times(request) -> int:
+    return request.config.getoption("--fuzz-times")
+
+
 @pytest.fixture
 def full_disk(tmp_path):
     """A folder on a disk of 64 KiB."""

@@ -91,3 +91,9 @@ def test_errors_of_other_kinds_are_not_taken_for_full_disks(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*/missing: No such file"), atomic_path(tmp_path / "a"):
         (tmp_path / "missing").read_bytes()
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_utf8_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*/a: it would hold 'run \\udcff', a name that is no UTF-8"):
+        write_text(tmp_path / "a", "run \udcff")
+    assert not list(tmp_path.iterdir())

@@ -32,9 +32,10 @@ from nnunet_ext.cli.running import find_executable, run_logged, stop_on_signals
 from nnunet_ext.data.holdout import RawDataset, hold_out, read_raw_dataset
 from nnunet_ext.data.phantoms import make_dataset
 from nnunet_ext.discovery.table import find, trainers
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import labels_from_dataset_json
-from nnunet_ext.files import read_json, write_json, write_text
+from nnunet_ext.files import read_json, remove_leftovers, resolved, write_json, write_text
 from nnunet_ext.machine import available_cores, children_cpu_seconds
 from nnunet_ext.models import Model
 
@@ -140,12 +141,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _make_room(folder: Path, overwrite: bool, source: RawDataset | None) -> None:
     """Leave `folder` missing or empty; remove only what an earlier demo made."""
+    if folder.is_dir():
+        remove_leftovers(folder / "demo.json")  # of a demo that was killed at its very beginning
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "demo.json").is_file():
             raise UserError(f"{folder} is not empty and not from an earlier demo; choose another folder with -o")
         if not overwrite:
             raise UserError(f"{folder} holds an earlier demo; add --overwrite to remove it, or choose another with -o")
-        if source is not None and folder.resolve() in source.folder.resolve().parents:
+        if source is not None and resolved(folder) in resolved(source.folder).parents:
             raise UserError(f"{source.folder} lies in {folder}, which --overwrite removes; choose another with -o")
         try:
             shutil.rmtree(folder)
@@ -321,6 +324,7 @@ def _seed(text: str) -> int:
 
 
 def _at_least(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
+    number = decimal(text)
+    if number is None or number < least:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
-    return int(text)
+    return number

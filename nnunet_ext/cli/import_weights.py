@@ -20,17 +20,21 @@ checkpoint_final.pth -d 905 --write-plans nnUNetPlansFrom004 -o start.pth
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ext import models
-from nnunet_ext.errors import UsageError, UserError
+from nnunet_ext.errors import UsageError, UserError, reason_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from nnunet_ext.checkpoints.load import Transfer
+
+_REMEDY = "restore it, or plan again"
 
 
 def _importable() -> dict[str, models.Model]:
@@ -152,31 +156,56 @@ class _NewData:
     """The data set to train on, and the network its plans describe.
 
     Raises:
-        UserError: the plans have no such configuration.
+        UserError: a file is damaged, or the plans have no such configuration.
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, trainer: Any):
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        from nnunet_ext.files import read_json
+        from nnunet_ext.plans.files import (
+            check_network,
+            check_patch,
+            inherited,
+            num_outputs,
+            read_dataset_json,
+            read_plans,
+        )
         from nnunet_ext.plans.network import check_configuration, network_builder
 
-        manager = PlansManager(str(folder / f"{arguments.plans}.json"))
-        if arguments.configuration not in manager.available_configurations:
-            known = ", ".join(manager.available_configurations)
-            raise UserError(f"-c {arguments.configuration} is not in {arguments.plans}.json: {known}")
-        if arguments.model:
-            check_configuration(arguments.model, manager, arguments.configuration)
-        dataset_json = read_json(folder / "dataset.json")
-        settings = manager.get_configuration(arguments.configuration)
-        self.channels: int = determine_num_input_channels(manager, settings, dataset_json)
-        self.outputs: int = manager.get_label_manager(dataset_json).num_segmentation_heads
+        self._file, configuration = folder / f"{arguments.plans}.json", arguments.configuration
+        dataset_json = read_dataset_json(folder / "dataset.json", _REMEDY)
         self.labels: dict[str, Any] = dataset_json["labels"]
-        self._build = network_builder(trainer, manager, settings)
+        self.outputs = num_outputs(folder / "dataset.json", dataset_json)
+        about = read_plans(self._file, _REMEDY)
+        known = about.object("configurations").names()
+        if configuration not in known:
+            raise UserError(f"-c {configuration} is not in {arguments.plans}.json: {', '.join(known)}")
+        for name in known:  # which of them the model takes is part of a refusal
+            check_patch(inherited(about, name))
+        check_network(inherited(about, configuration))
+        self._configuration = configuration
+        with self._described():
+            manager = PlansManager(about.content)
+            if arguments.model:
+                check_configuration(arguments.model, manager, configuration)
+            settings = manager.get_configuration(configuration)
+            self.channels: int = determine_num_input_channels(manager, settings, dataset_json)
+            self._build = network_builder(trainer, manager, settings)
 
     def build(self, channels: int, outputs: int) -> nn.Module:
-        return self._build(channels, outputs, enable_deep_supervision=False)
+        with self._described():
+            return self._build(channels, outputs, enable_deep_supervision=False)
+
+    @contextlib.contextmanager
+    def _described(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of nnU-Net, and of a network given odd arguments
+            why = reason_of(error)[:300]
+            raise UserError(f"{self._file}: {self._configuration} describes no network ({why}); {_REMEDY}") from None
 
 
 def _write(arguments: argparse.Namespace, network: nn.Module, report: Transfer, trainer: str) -> None:

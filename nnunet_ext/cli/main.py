@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from nnunet_ext import __version__
-from nnunet_ext.errors import UsageError, UserError
+from nnunet_ext.errors import UsageError, UserError, one_line
 
 COMMANDS = {
     "demo": "make a small data set, train, predict and evaluate, as a user would",
@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         name = argv[0]
         module, parser = load(name)
-        arguments = parser.parse_args(argv[1:])
         try:
+            _refuse_undecodable(argv)
+            arguments = parser.parse_args(argv[1:])
             return int(module.run(arguments))
         except UserError as error:
             print(f"nnunet_ext {name}: {error}", file=sys.stderr)
@@ -64,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.filename is None:
                 raise
-            print(f"nnunet_ext {name}: {error.filename}: the name is too long; choose a shorter one", file=sys.stderr)
-            return 2
+            too_long = error.errno == errno.ENAMETOOLONG
+            reason = "the name is too long; choose a shorter one" if too_long else error.strerror
+            print(f"nnunet_ext {name}: {one_line(error.filename)}: {reason}", file=sys.stderr)
+            return 2 if too_long else 1
         except KeyboardInterrupt:
             print(f"nnunet_ext {name}: interrupted", file=sys.stderr)
             return 130
@@ -83,6 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of the commands below")
     parser.parse_args(argv)
     return 2
+
+
+def _refuse_undecodable(argv: Sequence[str]) -> None:
+    """Refuse words that are no UTF-8: no file of ours can hold them, and ITK ends the process at such a name.
+
+    Raises:
+        UsageError: naming the option or variable.
+    """
+    settings = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(("nnUNet_", "NNUNET_EXT_"))]
+    for text in [*argv, *settings]:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise UsageError(f"{text} is not UTF-8; rename it, or set LC_ALL=C.UTF-8")
 
 
 if __name__ == "__main__":

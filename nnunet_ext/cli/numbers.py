@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 
+from nnunet_ext.environment import decimal
+
 
 def at_least_one(text: str) -> int:
     """A whole number of at least 1, for argparse's `type`."""
-    if not text.isdecimal() or int(text) < 1:
+    number = decimal(text)
+    if not number:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
+    return number
 
 
 def gigabytes(text: str) -> float:

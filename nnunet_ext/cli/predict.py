@@ -23,6 +23,7 @@ from pathlib import Path
 
 from nnunet_ext.cli.device import chosen_device
 from nnunet_ext.datasets import find_dataset
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 
 
@@ -127,7 +128,7 @@ def _problem(arguments: argparse.Namespace) -> str | None:
         return f"-part_id {arguments.part_id} must be from 0 to {arguments.num_parts - 1} (-num_parts - 1)"
     if not 0 < arguments.step_size <= 1:
         return f"-step_size {arguments.step_size} must be above 0 and at most 1"
-    if any(fold != "all" and not fold.isdecimal() for fold in arguments.f):
+    if any(fold != "all" and decimal(fold) is None for fold in arguments.f):
         return f"-f {' '.join(arguments.f)} must be numbers or all"
     return None
 

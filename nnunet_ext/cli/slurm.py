@@ -31,6 +31,7 @@ from pathlib import Path
 
 from nnunet_ext.cli.numbers import at_least_one
 from nnunet_ext.cli.running import stop_on_signals
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UsageError, UserError
 from nnunet_ext.machine import available_cores
 from nnunet_ext.slurm.compose import carried, compose, shortening, split_options
@@ -266,9 +267,10 @@ def _local(pipeline: Pipeline, gpus: list[str]) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    number = decimal(text)
+    if number is None:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number")
-    return int(text)
+    return number
 
 
 def _usage(message: str) -> int:

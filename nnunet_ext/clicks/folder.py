@@ -13,6 +13,7 @@ from nnunet_ext.cases import channel_files
 from nnunet_ext.clicks.model import PromptModel
 from nnunet_ext.clicks.prepared import PreparedImage
 from nnunet_ext.clicks.prompted_object import PromptedObject
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image, read_image, read_mask
 from nnunet_ext.prompts.files import find_prompts, read_prompts
@@ -174,6 +175,7 @@ def parse_labels(words: list[str]) -> dict[str, int]:
 
 def _label(word: str) -> tuple[str, int]:
     name, _, value = word.rpartition("=")
-    if not name or not value.isdecimal() or not int(value):
+    number = decimal(value)
+    if not name or not number:
         raise UserError(f"--labels {word!r} must be NAME=VALUE with a whole number from 1, such as liver=1")
-    return name, int(value)
+    return name, number

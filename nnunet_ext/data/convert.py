@@ -16,6 +16,7 @@ from nnunet_ext.data.layouts_public import ENDING, SOURCES, SourceCase
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.images import read_label_map
 from nnunet_ext.files import atomic_folder, write_json
+from nnunet_ext.image_files import check_whole
 
 
 def convert(
@@ -35,7 +36,8 @@ def convert(
         progress: show a bar on stderr for work longer than two seconds.
 
     Raises:
-        UserError: unknown kind, a file is missing, a label value is not of this data set, or `target` exists.
+        UserError: unknown kind, a file is missing or damaged, a label value is not of this data set, or `target`
+            exists.
     """
     if kind not in SOURCES:
         raise UserError(f"{kind} is no layout; choose from {', '.join(SOURCES)}")
@@ -87,6 +89,7 @@ def _write_case(folder: Path, split: str, case: SourceCase, new_values: dict[int
 
 
 def _place(source: Path, target: Path, link: bool) -> None:
+    check_whole(source)
     if link:
         try:
             target.symlink_to(source)

@@ -12,7 +12,7 @@ from nnunet_ext.cases import ChannelFiles, channel_files
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json
+from nnunet_ext.files import read_json, utf8_name
 
 # Folder suffix: training and test cases.
 SPLITS = ("Tr", "Ts")
@@ -153,10 +153,10 @@ def _holds_several(path: Path) -> bool:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
+        reader.SetFileName(utf8_name(path))
         reader.ReadImageInformation()
-    except RuntimeError:
+    except (RuntimeError, UserError):
         return True
     return bool(reader.GetNumberOfComponents() > 1)
 

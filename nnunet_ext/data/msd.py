@@ -13,6 +13,7 @@ from typing import IO, Any
 import nibabel
 
 from nnunet_ext.data.fetch import archive_files, download, intact
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.files import atomic_folder, write_json
 from nnunet_ext.image_files import HEADER_ERRORS, check_whole
@@ -145,7 +146,7 @@ def _read_description(archive: str | os.PathLike[str], file: IO[bytes]) -> dict[
         if (
             all(isinstance(description[key], dict) and description[key] for key in ("modality", "labels"))
             and all(isinstance(name, str) for key in ("modality", "labels") for name in description[key].values())
-            and all(number.isdecimal() for key in ("modality", "labels") for number in description[key])
+            and all(decimal(number) is not None for key in ("modality", "labels") for number in description[key])
             and all(isinstance(pair["image"], str) for pair in training)
         ):
             return dict(description)

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 
 from nnunet_ext.data.findings import Finding
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import utf8_name
 from nnunet_ext.image_files import HEADER_ERRORS, read_image, read_nifti
 from nnunet_ext.images import LPS_TO_RAS
 
@@ -59,7 +60,8 @@ class Volume:
         """Values in the image's unit; float32 when the header scales."""
         if (self.slope, self.inter) == (1, 0):
             return self.array
-        return self.array.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
+        with np.errstate(over="ignore", invalid="ignore"):  # a slope without sense, which is a finding
+            return self.array.astype(np.float32) * np.float32(self.slope) + np.float32(self.inter)
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
@@ -139,12 +141,14 @@ def _check_header(path: Path, image: Any, spacing: tuple[float, ...]) -> list[Fi
 
 def _compare_with_simpleitk(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> list[Finding]:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
+        reader.SetFileName(utf8_name(path))
         reader.ReadImageInformation()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         return [Finding("simpleitk-refuses", str(path), reason)]
+    except UserError as error:
+        return [Finding("simpleitk-refuses", str(path), str(error))]
     if reader.GetSize()[: len(shape)] != tuple(shape):
         return [Finding("simpleitk-differs", str(path), f"SimpleITK sees shape {reader.GetSize()}, the header {shape}")]
     theirs = _simpleitk_affine(reader)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunet_ext.diffusion.fusion import FUSIONS, Fusion
 from nnunet_ext.diffusion.samplers import SAMPLERS, Sampler
-from nnunet_ext.environment import whole_number
+from nnunet_ext.environment import decimal, whole_number
 from nnunet_ext.errors import TrainingError
 
 
@@ -52,21 +52,23 @@ class Sampling:
         steps = self.steps
         text = environment.get("NNUNET_EXT_SAMPLING_STEPS", "").strip()
         if text:
-            if not text.isdecimal() or int(text) > timesteps:
+            number = decimal(text)
+            if number is None or number > timesteps:
                 raise TrainingError(
                     f"NNUNET_EXT_SAMPLING_STEPS={text!r} must be a whole number from 0 (the condition model alone) to "
                     f"{timesteps}"
                 )
-            steps = int(text)
-        seed = environment.get("NNUNET_EXT_SAMPLING_SEED", "").strip() or str(self.seed)
-        if not seed.isdecimal():
-            raise TrainingError(f"NNUNET_EXT_SAMPLING_SEED={seed!r} must be a whole number of at least 0")
+            steps = number
+        text = environment.get("NNUNET_EXT_SAMPLING_SEED", "").strip()
+        seed = decimal(text) if text else self.seed
+        if seed is None:
+            raise TrainingError(f"NNUNET_EXT_SAMPLING_SEED={text!r} must be a whole number from 0, at most 15 digits")
         return Sampling(
             choice("NNUNET_EXT_SAMPLER", SAMPLERS, self.sampler),
             steps,
             whole_number(environment, "NNUNET_EXT_SAMPLES") or self.samples,
             choice("NNUNET_EXT_FUSION", FUSIONS, self.fusion),
-            int(seed),
+            seed,
         )
 
 

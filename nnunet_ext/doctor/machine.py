@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.doctor.finding import Finding, Status
+from nnunet_ext.environment import decimal
 from nnunet_ext.machine import available_cores, available_memory_bytes
 
 GIB = 1024**3
@@ -106,7 +107,7 @@ def cores(environment: dict[str, str]) -> list[Finding]:
     for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         value = environment.get(name)
         # 0 augmentation workers is legal for training, but planning passes the number on as a thread count.
-        if value is not None and not (value.strip().isdigit() and int(value) > 0):
+        if value is not None and not decimal(value.strip()):
             remedy = f"a whole number from 1: export {name}={available}"
             legal = name == "nnUNet_n_proc_DA" and value.strip() == "0"
             what = f"{value}: planning needs at least 1" if legal else f"{value!r} is not a number of processes"
@@ -120,8 +121,8 @@ def cores(environment: dict[str, str]) -> list[Finding]:
 
 def augmentation_workers(environment: dict[str, str]) -> int:
     """Augmentation workers nnU-Net 2.8.1 would start; it counts the machine's cores, not the allocation's."""
-    value = environment.get("nnUNet_n_proc_DA", "12")
-    return min(int(value) if value.strip().isdigit() else 12, os.cpu_count() or 1)
+    asked = decimal(environment.get("nnUNet_n_proc_DA", "").strip())
+    return min(12 if asked is None else asked, os.cpu_count() or 1)
 
 
 def memory(environment: dict[str, str]) -> list[Finding]:

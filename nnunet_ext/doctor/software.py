@@ -75,7 +75,7 @@ def nnunet_version(version: str | None) -> Finding:
 
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.split("+")[0].split(".")[:3]
-    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
+    return tuple(int("".join(c for c in part if c.isdecimal()) or 0) for part in parts)
 
 
 def unmet_requirements(package: str) -> list[Finding]:

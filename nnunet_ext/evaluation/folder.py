@@ -22,6 +22,7 @@ from nnunet_ext.evaluation.labels import (
     labels_from_values,
 )
 from nnunet_ext.evaluation.splits import find_splits, fold_folders, notes_about_folds, read_splits
+from nnunet_ext.files import resolved
 from nnunet_ext.json_object import LARGEST
 from nnunet_ext.workers import in_workers
 
@@ -127,7 +128,7 @@ def evaluate_folds(
     Raises:
         UserError: as for `evaluate_folder`; no finished fold; a case in two folds.
     """
-    folder = Path(result_folder).resolve()
+    folder = resolved(result_folder)
     references = Path(reference_folder) if reference_folder is not None else _gt_segmentations(folder)
     folds = fold_folders(folder)
     finished = {fold: path / "validation" for fold, path in folds.items() if (path / "validation").is_dir()}
@@ -137,7 +138,7 @@ def evaluate_folds(
     splits = None if splits_file is None else read_splits(splits_file)
     notes = notes_about_folds(finished, folds, splits)
     if splits is None:
-        missing = references.resolve().parent / "splits_final.json"
+        missing = resolved(references).parent / "splits_final.json"
         notes.append(f"no {missing}: folds and cases without a prediction cannot be noticed")
     labels = _resolve_labels(labels, references, folder)
     pairs: list[Pair] = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ext.errors import UserError
+from nnunet_ext.files import resolved
 from nnunet_ext.json_object import JsonObject, shown
 
 Target = int | tuple[int, ...]
@@ -112,7 +113,7 @@ def find_dataset_json(
     Looked for in the prediction folder (where `nnUNetv2_predict` puts one) and the three folders above it (training
     puts one above fold_k/validation), then in the reference folder and the one above it.
     """
-    prediction, reference = Path(prediction_folder).resolve(), Path(reference_folder).resolve()
+    prediction, reference = resolved(prediction_folder), resolved(reference_folder)
     for folder in [prediction, *prediction.parents[:3], reference, *reference.parents[:1]]:
         if (folder / "dataset.json").is_file():
             return folder / "dataset.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json
+from nnunet_ext.files import read_json, resolved
 from nnunet_ext.json_object import JsonObject
 
 _REMEDY = "restore nnU-Net's splits_final.json"
@@ -26,9 +26,9 @@ def find_splits(result_folder: Path, reference_folder: Path) -> Path | None:
     nnU-Net writes it to nnUNet_preprocessed/DATASET, beside gt_segmentations: looked for beside the references, then
     in the folder that nnUNet_preprocessed has for the data set that the folder above the result folder is named after.
     """
-    folders = [reference_folder.resolve().parent]
+    folders = [resolved(reference_folder).parent]
     if root := os.environ.get("nnUNet_preprocessed"):
-        folders.append(Path(root, result_folder.resolve().parent.name))
+        folders.append(Path(root, resolved(result_folder).parent.name))
     return next((file for folder in folders if (file := folder / "splits_final.json").is_file()), None)
 
 

@@ -10,9 +10,10 @@ import torch
 from nnunet_ext.architectures.universeg.few_shot import support_buffers
 from nnunet_ext.errors import UserError
 from nnunet_ext.few_shot.folder import find_images
-from nnunet_ext.files import atomic_path
+from nnunet_ext.files import atomic_path, resolved
 from nnunet_ext.image_files import check_whole, read_values, whole_numbers
 from nnunet_ext.json_object import shown
+from nnunet_ext.quiet import quiet_libraries
 
 # Pixels along a slice; UniverSeg was published for 128.
 _LARGEST_SIZE = 4096
@@ -49,13 +50,13 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
     from nnunet_ext.plans.network import network_arguments
     from nnunet_ext.support.pool import read_pool, tasks_of
 
-    name, _, configuration = model.resolve().name.rpartition("__")
+    name, _, configuration = resolved(model).name.rpartition("__")
     if not configuration or not name.startswith("nnUNetTrainerUniverSeg__"):
         raise UserError(f"{model} is no result folder such as nnUNetTrainerUniverSeg__nnUNetPlans__2d")
     dataset_json = read_dataset_json(model)
     manager, settings = read_plans(model, configuration, dataset_json)
     label_manager = manager.get_label_manager(dataset_json)
-    size = network_arguments("universeg", settings)["image_size"]
+    size = network_arguments("universeg", settings).get("image_size")
     if not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
         raise UserError(f"{model / 'plans.json'} has image_size {shown(size)}; expected 1 to {_LARGEST_SIZE}")
     preprocessor = settings.preprocessor_class(verbose=False)
@@ -67,7 +68,9 @@ def write_support_file(model: Path, images: Path, labels: Path, output: Path) ->
         for path in (*files, label_file):
             check_whole(path)
         whole_numbers(label_file, read_values(label_file))
-        data, seg, _ = preprocessor.run_case([str(f) for f in files], str(label_file), manager, settings, dataset_json)
+        with quiet_libraries():
+            case_files = list(map(str, files)), str(label_file)
+            data, seg, _ = preprocessor.run_case(*case_files, manager, settings, dataset_json)
         cases[case] = data, seg
     pool = read_pool(
         _Preprocessed(images, cases),

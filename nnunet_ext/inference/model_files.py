@@ -1,9 +1,7 @@
-"""The dataset.json and plans.json of a trained model, checked before nnU-Net builds anything by them."""
+"""The dataset.json and plans.json of a trained model, tried before nnU-Net builds anything by them."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,13 +13,10 @@ from nnunetv2.utilities import find_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.errors import UserError, reason_of
-from nnunet_ext.json_object import JsonObject, is_number
+from nnunet_ext.json_object import JsonObject
+from nnunet_ext.plans import files as plans_files
+from nnunet_ext.plans.files import channels_of, check_planned, file_ending, inherited
 
-# Wider windows exist on no disk, and more voxels would not fit any memory.
-_WIDEST_PATCH, _LARGEST_PATCH = 1 << 15, 1 << 30
-# No layer has so many channels and no network so many layers; more would only take time and memory until it fails.
-_LARGEST_ARGUMENT = 1 << 24
-_LARGEST_LABEL = 65535
 _REMEDY = "restore the model's folder"
 
 
@@ -31,26 +26,10 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged; the message names the key.
     """
-    about = JsonObject.read(_existing(folder, "dataset.json"), _REMEDY)
-    channels = "modality" if "modality" in about.content else "channel_names"
-    if not about.texts_by_key(channels):
-        about.refuse(channels, "at least one channel")
-    if not re.fullmatch(r"(\.\w+)+", about.text("file_ending")):
-        about.refuse("file_ending", "the end of a file name such as .nii.gz")
-    labels = about.object("labels")
-    for name in labels.names():
-        values = labels.content[name] if isinstance(labels.content[name], list) else [labels.content[name]]
-        if not values or not all(_is_count(value, 0, _LARGEST_LABEL) for value in values):
-            labels.refuse(name, f"a whole number from 0 to {_LARGEST_LABEL} or a list of them")
-    if labels.content.get("background") != 0:
-        labels.refuse("background", "0")
-    about.optional_numbers("regions_class_order", whole=True)
-    return about.content
-
-
-def channels_of(dataset: dict[str, Any]) -> int:
-    """Of the images, without those of a previous stage; `dataset` as `read_dataset_json` gives it."""
-    return len(dataset["modality"] if "modality" in dataset else dataset["channel_names"])
+    file = _existing(folder, "dataset.json")
+    content = plans_files.read_dataset_json(file, _REMEDY)
+    file_ending(JsonObject(file, content, remedy=_REMEDY))
+    return content
 
 
 def read_plans(folder: Path, configuration: str, dataset: dict[str, Any]) -> tuple[PlansManager, ConfigurationManager]:
@@ -73,7 +52,7 @@ def read_plans(folder: Path, configuration: str, dataset: dict[str, Any]) -> tup
     forward, backward = (_order(about, f"transpose_{way}") for way in ("forward", "backward"))
     if [forward[axis] for axis in backward] != [0, 1, 2]:
         about.refuse("transpose_backward", f"the inverse of transpose_forward, which is {forward}")
-    _check_configuration(_inherited(about, configuration), channels_of(dataset))
+    check_planned(inherited(about, configuration), channels_of(dataset))
     key = "foreground_intensity_properties_per_channel"
     old = "foreground_intensity_properties_by_modality"
     intensities = about.object(old if key not in about.content and old in about.content else key)
@@ -102,72 +81,11 @@ def _existing(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _is_count(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
 def _order(about: JsonObject, key: str) -> list[int]:
     axes = about.optional_numbers(key, whole=True) or []
     if sorted(axes) != [0, 1, 2]:
         about.refuse(key, "an order of the axes 0, 1 and 2")
     return axes
-
-
-def _inherited(about: JsonObject, name: str) -> JsonObject:
-    """A configuration with what it inherits."""
-    configurations = about.object("configurations")
-    merged: dict[str, Any] = {}
-    visited: list[str] = []
-    parent: str | None = name
-    while parent is not None:
-        if parent in visited:
-            raise UserError(f"{about.file}: configurations inherit in a circle: {', '.join(visited)}; {_REMEDY}")
-        visited.append(parent)
-        found = configurations.object(parent)
-        merged = {**found.content, **merged}
-        parent = found.optional_text("inherits_from")
-    return JsonObject(about.file, merged, f"configurations.{name}", _REMEDY)
-
-
-def _check_configuration(settings: JsonObject, channels: int) -> None:
-    settings.text("preprocessor_name")
-    settings.optional_text("previous_stage")
-    patch = settings.optional_numbers("patch_size", whole=True) or []
-    if len(patch) not in (2, 3) or not all(1 <= n <= _WIDEST_PATCH for n in patch) or math.prod(patch) > _LARGEST_PATCH:
-        settings.refuse("patch_size", "two or three whole numbers of voxels")
-    spacing = settings.optional_numbers("spacing") or []
-    if len(spacing) != len(patch) or not all(1e-6 <= step <= 1e6 for step in spacing):
-        settings.refuse("spacing", f"{len(patch)} numbers above 0, as many as patch_size has")
-    if len(settings.texts("normalization_schemes")) != channels:
-        settings.refuse("normalization_schemes", f"{channels}, as many as dataset.json has channels")
-    masks = settings.content.get("use_mask_for_norm")
-    if not isinstance(masks, list) or len(masks) != channels or not all(isinstance(mask, bool) for mask in masks):
-        settings.refuse("use_mask_for_norm", f"a list of {channels} times true or false")
-    for what in ("data", "seg", "probabilities"):
-        settings.text(f"resampling_fn_{what}")
-        settings.object(f"resampling_fn_{what}_kwargs")
-    if "architecture" not in settings.content and "UNet_class_name" in settings.content:
-        return  # the form of nnU-Net before 2.2, which it reads itself
-    architecture = settings.object("architecture")
-    architecture.text("network_class_name")
-    arguments = architecture.object("arch_kwargs")
-    for key in architecture.texts("_kw_requires_import"):
-        arguments.optional_text(key)
-        if key not in arguments.content:
-            architecture.refuse("_kw_requires_import", "names out of arch_kwargs")
-    for key in arguments.names():
-        if not _is_modest(arguments.content[key]):
-            arguments.refuse(key, f"values within -{_LARGEST_ARGUMENT} and {_LARGEST_ARGUMENT}")
-
-
-def _is_modest(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_is_modest, value.values()))
-    if isinstance(value, list):
-        return all(map(_is_modest, value))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return is_number(value) and abs(value) <= _LARGEST_ARGUMENT
-    return True
 
 
 def _tried(about: JsonObject, what: str, attempt: Callable[[], Any]) -> Any:

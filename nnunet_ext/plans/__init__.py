@@ -2,6 +2,7 @@
 
 Sizes of networks stand in the rows of `models/`.
 
+    files.py                         plans.json and dataset.json with their types checked
     planner.py                       planners, for nnU-Net's own commands
     offer.py, write.py               `nnunet_ext plan`: what fits which GPU; plans that name one of our networks
     fit.py, estimate.py, memory.py   patch and batch that fill a memory, by a training step on fake tensors

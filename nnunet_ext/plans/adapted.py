@@ -21,7 +21,8 @@ from nnunet_ext.files import read_json
 from nnunet_ext.plans.constructor import candidates, topology
 from nnunet_ext.plans.fit import strides_for
 from nnunet_ext.plans.probe import Findings, Probe, of_a_size
-from nnunet_ext.plans.write import input_channels, num_outputs, preprocessed_folder, read_plans
+from nnunet_ext.plans.files import channels_of, num_outputs
+from nnunet_ext.plans.write import preprocessed_folder, read_base_plans, read_description
 
 MODEL = models.find("adapted")
 # What a network without a word for channels was made for: colour images.
@@ -183,7 +184,8 @@ def row_of_network(
         UserError: there is no such network, or it cannot be used.
     """
     folder = preprocessed_folder(dataset)
-    plans, description = read_plans(folder, base_plans, dataset), read_json(folder / "dataset.json")
+    plans, description = read_base_plans(folder, base_plans, dataset), read_description(folder)
+    channels, outputs = channels_of(description), num_outputs(folder / "dataset.json", description)
     own = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
     if not all("strides" in c["architecture"].get("arch_kwargs", {}) for c in own.values()):
         raise UserError(f"{base_plans}.json has no plans of nnU-Net's own network; choose such with -p")
@@ -192,7 +194,7 @@ def row_of_network(
         for name, c in own.items()
         if configurations is None or name in configurations
     }
-    adapter = Adapter(path, settings, input_channels(description), num_outputs(description), list(every.values()))
+    adapter = Adapter(path, settings, channels, outputs, list(every.values()))
     refusals: dict[int, UserError] = {}
     most_heads = 1
     # Volumes first, whose refusal says more when nothing works.

@@ -22,13 +22,12 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunet_ext import models
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import read_json
+from nnunet_ext.plans.files import channels_of, num_outputs
 from nnunet_ext.plans.fit import Data, fit
 from nnunet_ext.plans.write import (
     FAST_PREPROCESSOR,
     PREPROCESSOR,
     architecture,
-    input_channels,
-    num_outputs,
 )
 
 # What preprocessed data depend on, in a configuration of the plans and in the plans.
@@ -93,8 +92,8 @@ class ModelPlanner(ExperimentPlanner):
             tuple(map(float, spacing)),
             tuple(round(n) for n in median_shape[: len(spacing)]),
             approximate_n_voxels_dataset,
-            input_channels(self.dataset_json),
-            num_outputs(self.dataset_json),
+            channels_of(self.dataset_json),
+            num_outputs(Path(self.raw_dataset_folder, "dataset.json"), self.dataset_json),
         )
         fitted = fit(self.model.name, self.size, data, self.UNet_vram_target_GB, patch_size=self.model.patch_size)
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from tqdm import tqdm
 from nnunet_ext import models
 from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_json
+from nnunet_ext.files import write_json
+from nnunet_ext.json_object import JsonObject
 from nnunet_ext.plans.estimate import estimate
+from nnunet_ext.plans.files import channels_of, check_patch, num_outputs, read_dataset_json, read_plans
 from nnunet_ext.plans.fit import Data, fit
 from nnunet_ext.plans.memory import on_gpu, sketch
 from nnunet_ext.plans.network import arguments_for_patch, count_parameters
@@ -22,6 +23,7 @@ from nnunet_ext.plans.offer import planned_data
 
 # nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
 PREPROCESSOR, FAST_PREPROCESSOR = "DefaultPreprocessor", "ExactFastPreprocessor"
+_REMEDY = "restore it, or plan again with nnUNetv2_plan_and_preprocess"
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,18 @@ def write_plans(
         raise UserError("--gpu-memory-target chooses the patch; leave out --patch-size")
     row = models.find(model)
     folder = preprocessed_folder(dataset)
-    plans = read_plans(folder, base_plans, dataset)
+    description = read_description(folder)
+    channels, outputs = channels_of(description), num_outputs(folder / "dataset.json", description)
+    plans = read_base_plans(folder, base_plans, dataset)
     chosen = _choose(plans, model, configurations, base_plans)
     suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
     plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
-    description = read_json(folder / "dataset.json")
-    channels, outputs = input_channels(description), num_outputs(description)
 
     planned = []
     for name in tqdm(chosen, desc="plan", unit="configuration", delay=2, leave=False, disable=not progress):
         configuration = plans["configurations"][name]
         if gpu_gigabytes is not None:
-            fitted = fit(model, size, _data(plans, name, description), gpu_gigabytes, batch_size=batch_size)
+            fitted = fit(model, size, _data(plans, name, description, outputs), gpu_gigabytes, batch_size=batch_size)
             configuration["batch_size"] = fitted.batch_size
             _set_patch(configuration, fitted.patch_size, name)
         else:
@@ -148,9 +150,11 @@ def data_of_plans(
         UserError: as `write_plans`.
     """
     folder = preprocessed_folder(dataset)
-    plans = read_plans(folder, base_plans, dataset)
-    description = read_json(folder / "dataset.json")
-    return {name: _data(plans, name, description) for name in _choose(plans, model, configurations, base_plans)}
+    description = read_description(folder)
+    plans = read_base_plans(folder, base_plans, dataset)
+    outputs = num_outputs(folder / "dataset.json", description)
+    chosen = _choose(plans, model, configurations, base_plans)
+    return {name: _data(plans, name, description, outputs) for name in chosen}
 
 
 def _choose(
@@ -173,9 +177,9 @@ def _choose(
     return chosen
 
 
-def _data(plans: dict[str, Any], configuration: str, description: dict[str, Any]) -> Data:
+def _data(plans: dict[str, Any], configuration: str, description: dict[str, Any], outputs: int) -> Data:
     cases = description["numTraining"]
-    return planned_data(plans, configuration, input_channels(description), num_outputs(description), cases)
+    return planned_data(plans, configuration, channels_of(description), outputs, cases)
 
 
 def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plans_name: str | None = None) -> Path:
@@ -190,7 +194,7 @@ def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plan
         UserError: base plans are missing, or name a preprocessor of another kind.
     """
     folder = preprocessed_folder(dataset)
-    plans = read_plans(folder, base_plans, dataset)
+    plans = read_base_plans(folder, base_plans, dataset, checked=False)
     plans["plans_name"] = _checked_name(plans_name or f"{base_plans}Fast")
     if not _preprocess_fast(plans):
         named = {str(c["preprocessor_name"]) for c in plans["configurations"].values() if "preprocessor_name" in c}
@@ -211,19 +215,50 @@ def _preprocess_fast(plans: dict[str, Any]) -> bool:
     return bool(stock)
 
 
-def read_plans(folder: Path, name: str, dataset: str) -> dict[str, Any]:
-    """Existing plans of a data set.
+def read_base_plans(folder: Path, name: str, dataset: str, checked: bool = True) -> dict[str, Any]:
+    """Existing plans of a data set; with `checked`, every configuration that names a network is.
 
     Raises:
-        UserError: there are none of that name.
+        UserError: there are none of that name, or they are damaged.
     """
     source = folder / f"{name}.json"
     if not source.is_file():
         raise UserError(f"{source} does not exist; run nnUNetv2_plan_and_preprocess -d {dataset} first")
-    return copy.deepcopy(read_json(source))
+    about = read_plans(source, _REMEDY)
+    about.text("plans_name")
+    configurations = about.object("configurations")
+    for key, configuration in configurations.content.items():
+        if checked and "architecture" in configuration:
+            _check(configurations.object(key))
+    return about.content
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The dataset.json of a preprocessed data set.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    description = read_dataset_json(folder / "dataset.json", _REMEDY)
+    JsonObject(folder / "dataset.json", description, remedy=_REMEDY).whole("numTraining")
+    return description
+
+
+def _check(settings: JsonObject) -> None:
+    """Refuse a configuration that lacks what `write_plans` takes out of it."""
+    check_patch(settings)
+    settings.whole("batch_size")
+    settings.text("data_identifier")
+    settings.optional_numbers("median_image_size_in_voxels")
+    arguments = settings.object("architecture").object("arch_kwargs")
+    strides, axes = arguments.content.get("strides"), len(settings.content["patch_size"])
+    if not isinstance(strides, list) or not all(isinstance(stride, list) and len(stride) == axes for stride in strides):
+        arguments.refuse("strides", f"a list of lists of {axes} whole numbers")
 
 
 def _checked_name(name: str) -> str:
+    if Path(name).name != name:
+        raise UserError(f"plans name {name!r} must be the name of a file without folders")
     if "__" in name:
         raise UserError(f"plans name {name!r} may not contain '__', which nnU-Net uses to split folder names")
     return name
@@ -256,16 +291,3 @@ def _count_parameters(model: str | models.Model, arguments: dict[str, Any], chan
 def architecture(model: str | models.Model, arguments: dict[str, Any]) -> dict[str, Any]:
     """The entry of a configuration that makes nnU-Net build this network."""
     return {"network_class_name": models.find(model).network, "arch_kwargs": arguments, "_kw_requires_import": []}
-
-
-def input_channels(dataset_json: dict[str, Any]) -> int:
-    """Channels of a data set's images."""
-    return len(dataset_json.get("channel_names") or dataset_json["modality"])
-
-
-def num_outputs(dataset_json: dict[str, Any]) -> int:
-    """Channels of a network's output: labels with the background, or regions."""
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
-    return int(manager.num_segmentation_heads)

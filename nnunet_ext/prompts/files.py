@@ -16,6 +16,7 @@ from typing import Any
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.json_object import shown
 from nnunet_ext.prompts.foreign import position, read_grand_challenge, read_napari, read_slicer
 from nnunet_ext.prompts.types import CasePrompts, ObjectPrompts, PointPrompt
 
@@ -109,14 +110,14 @@ def _read_own(path: Path) -> CasePrompts:
 def _object(path: Path, number: int, entry: Any) -> ObjectPrompts:
     where = f"object {number}"
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: {where} must be a JSON object, not {entry!r}")
+        raise UserError(f"{path}: {where} must be a JSON object, not {shown(entry)}")
     label, name, points, mask = (entry.get(key) for key in ("label", "name", "points", "mask"))
     if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 1):
-        raise UserError(f"{path}: {where} has label {label!r}; expected a whole number from 1")
+        raise UserError(f"{path}: {where} has label {shown(label)}; expected a whole number from 1")
     if label is None and not isinstance(name, str):
         raise UserError(f"{path}: {where} needs a label or a name")
     if points is not None and not isinstance(points, list):
-        raise UserError(f'{path}: {where} has "points" {points!r}; expected a list')
+        raise UserError(f'{path}: {where} has "points" {shown(points)}; expected a list')
     if not points and mask is None:
         raise UserError(f"{path}: {where} has neither points nor a mask")
     read = tuple(_point(path, f"{where}, point {n}", point) for n, point in enumerate(points or [], start=1))
@@ -125,5 +126,5 @@ def _object(path: Path, number: int, entry: Any) -> ObjectPrompts:
 
 def _point(path: Path, where: str, entry: Any) -> PointPrompt:
     if not isinstance(entry, dict) or not isinstance(entry.get("positive"), bool):
-        raise UserError(f'{path}: {where} must have "xyz" and "positive" (true or false), not {entry!r}')
+        raise UserError(f'{path}: {where} must have "xyz" and "positive" (true or false), not {shown(entry)}')
     return PointPrompt(position(path, where, entry.get("xyz")), entry["positive"], where)

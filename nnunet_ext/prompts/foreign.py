@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.files import read_json
+from nnunet_ext.json_object import shown
 from nnunet_ext.prompts.types import CasePrompts, ObjectPrompts, PointPrompt
 
 _NEGATIVE = re.compile(r"^(?:-\s*|(?:negative|neg|not)\b[\s_-]*)", re.IGNORECASE)
@@ -38,11 +40,14 @@ def read_slicer(path: Path) -> CasePrompts:
     for number, markup in enumerate(markups, start=1):
         system = markup.get("coordinateSystem") if isinstance(markup, dict) else None
         if system not in ("LPS", "RAS"):
-            raise UserError(f"{path}: markup {number} has coordinateSystem {system!r}; expected LPS or RAS")
-        for n, point in enumerate(markup.get("controlPoints") or [], start=1):
+            raise UserError(f"{path}: markup {number} has coordinateSystem {shown(system)}; expected LPS or RAS")
+        points = markup.get("controlPoints") or []
+        if not isinstance(points, list):
+            raise UserError(f"{path}: markup {number} has controlPoints {shown(points)}; expected a list")
+        for n, point in enumerate(points, start=1):
             where = f"markup {number}, point {n}"
             if not isinstance(point, dict):
-                raise UserError(f"{path}: {where} must be a JSON object, not {point!r}")
+                raise UserError(f"{path}: {where} must be a JSON object, not {shown(point)}")
             if point.get("positionStatus", "defined") != "defined":
                 continue
             x, y, z = position(path, where, point.get("position"))
@@ -80,7 +85,7 @@ def read_grand_challenge(path: Path, space: str | None) -> CasePrompts:
     named = []
     for n, point in enumerate(points, start=1):
         if not isinstance(point, dict):
-            raise UserError(f"{path}: point {n} must be a JSON object, not {point!r}")
+            raise UserError(f"{path}: point {n} must be a JSON object, not {shown(point)}")
         named.append(
             (str(point.get("name") or "").strip(), position(path, f"point {n}", point.get("point")), f"point {n}")
         )
@@ -133,10 +138,7 @@ def group(path: Path, named: Iterable[tuple[str, tuple[float, float, float], str
     if not names:
         raise UserError(f"{path} has no point that names an object")
     return tuple(
-        ObjectPrompts(
-            int(name) if name.isdecimal() else None, name, tuple(point for own, point in points if own in ("", name))
-        )
-        for name in names
+        ObjectPrompts(decimal(name), name, tuple(point for own, point in points if own in ("", name))) for name in names
     )
 
 

@@ -15,6 +15,7 @@ from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation import Convention, evaluate_folder, evaluate_folds, write_results
 from nnunet_ext.evaluation.cases import few, split_name
 from nnunet_ext.evaluation.splits import find_splits, fold_folders, notes_about_folds, read_splits
+from nnunet_ext.files import resolved
 from nnunet_ext.reports.evaluation_file import ScoredCase, StoredEvaluation, read_evaluation
 from nnunet_ext.reports.training_records import read_plans, read_run_record
 from nnunet_ext.training_log import TrainingLog, read_training_log
@@ -95,7 +96,7 @@ def find_runs(patterns: Sequence[str]) -> list[tuple[str | None, Path]]:
             raise UserError(f"{pattern} is no folder and matches none; give result folders such as Trainer__Plans__3d")
         if name is not None and len(folders) > 1:
             raise UserError(f"{name}={pattern} matches {len(folders)} folders; a name is for one")
-        found += [(name, folder.resolve()) for folder in folders]
+        found += [(name, resolved(folder)) for folder in folders]
     for i, (_, folder) in enumerate(found):
         if folder in [other for _, other in found[:i]]:
             raise UserError(f"{folder} is named twice; name each run once")

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import json_text, read_json, write_text
+from nnunet_ext.files import json_text, write_text
+from nnunet_ext.json_object import JsonObject
 from nnunet_ext.slurm.dialects import DIALECTS, script, submit_script
 from nnunet_ext.slurm.job import Job
 from nnunet_ext.slurm.pipeline import PREDICT, TRAIN, Pipeline, jobs
 
 DESCRIPTION = "pipeline.json"
 SUBMITTED = "jobs.txt"
+_LARGEST_ARRAY = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def load(folder: str | os.PathLike[str]) -> Pipeline:
     path = Path(folder, DESCRIPTION)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder `nnunet_ext slurm` wrote its scripts into")
-    try:
-        return Pipeline.from_json(read_json(path))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} describes no pipeline of this version ({error}); write it again") from None
+    pipeline = Pipeline.from_json(JsonObject.read(path, "write it again with nnunet_ext slurm"))
+    if pipeline.scheduler not in DIALECTS:
+        raise UserError(f"{path} is for the scheduler {pipeline.scheduler}; expected {', '.join(DIALECTS)}")
+    return pipeline
 
 
 def submissions(pipeline: Pipeline) -> list[Submission]:
@@ -80,7 +82,7 @@ def submissions(pipeline: Pipeline) -> list[Submission]:
     if not path.is_file():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         words = line.split()
         try:
             step, job_id, tasks = words
@@ -95,7 +97,10 @@ def expand(tasks: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in tasks.split(","):
         first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        part_of_array = range(int(first), int(last or first) + 1)
+        if len(part_of_array) > _LARGEST_ARRAY:
+            raise ValueError(f"{part} are more tasks than a scheduler takes")
+        numbers += part_of_array
     return tuple(numbers)
 
 

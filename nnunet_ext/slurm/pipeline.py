@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nnunet_ext.json_object import JsonObject, is_text
 from nnunet_ext.slurm.job import Job, Resources, within_quotes
 
 PREPARE, TRAIN, SELECT = "1_prepare", "2_train", "3_select"
@@ -103,19 +104,37 @@ class Pipeline:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Pipeline:
-        """The inverse of `to_json`."""
-        resources = Resources(**{**value["resources"], "extra": tuple(value["resources"]["extra"])})
+    def from_json(cls, about: JsonObject) -> Pipeline:
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: a value is missing or not of its kind.
+        """
+        resources, small = about.object("resources"), about.optional_object("small")
+        variables = about.content.get("variables")
+        if not isinstance(variables, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(is_text, pair)) for pair in variables
+        ):
+            about.refuse("variables", "a list of names with their values")
+        names = ("scheduler", "dataset", "configuration", "folder", "raw", "preprocessed", "results", "path")
+        optional = ("images", "references", "scratch", "cpu_partition")
+        texts: dict[str, Any] = {name: about.text(name) for name in names}
+        texts |= {name: about.optional_text(name) for name in optional}
+        asked: dict[str, Any] = {name: resources.whole(name) for name in ("cpus", "gpus", "memory_mib", "minutes")}
+        asked |= {name: resources.optional_text(name) for name in ("partition", "account", "mail_user", "mail_type")}
         return cls(
-            **{
-                **value,
-                "runs": tuple(Training(**run) for run in value["runs"]),
-                "folds": tuple(value["folds"]),
-                "setup": tuple(value["setup"]),
-                "variables": tuple((name, text) for name, text in value["variables"]),
-                "resources": resources,
-                "small": Small(**value.get("small", {})),
-            }
+            **texts,
+            runs=tuple(
+                Training(run.text("trainer"), run.text("plans"), run.text("data")) for run in about.objects("runs")
+            ),
+            folds=about.texts("folds"),
+            at_once=about.optional_whole("at_once"),
+            warn_seconds=about.whole("warn_seconds"),
+            setup=about.texts("setup"),
+            variables=tuple((name, value) for name, value in variables),
+            resources=Resources(**asked, extra=resources.texts("extra")),
+            small=Small(**{name: small.optional_whole(name) for name in ("cpus", "memory_mib", "minutes")}),
+            accept_finished=about.content.get("accept_finished") is True,
         )
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from nnunet_ext.datasets import base_folder
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_json
+from nnunet_ext.evaluation.splits import read_splits
+from nnunet_ext.files import write_json
+from nnunet_ext.json_object import JsonObject
+from nnunet_ext.plans.files import file_ending, inherited, read_plans
+
+_REMEDY = "restore it, or plan and preprocess again"
 
 
 def prepare(dataset: str, configuration: str, plans: Sequence[str], processes: int) -> None:
@@ -42,7 +47,7 @@ def prepare(dataset: str, configuration: str, plans: Sequence[str], processes: i
     if not splits.is_file():
         first = folder / data_identifier(folder, plans[0], configuration)
         _write_splits(splits, sorted(path.stem for path in first.glob("*.pkl")))
-    print(f"{dataset}: {', '.join(plans)}, preprocessed data and {len(read_json(splits))} folds are in {folder}")
+    print(f"{dataset}: {', '.join(plans)}, preprocessed data and {len(read_splits(splits))} folds are in {folder}")
 
 
 def data_identifier(folder: Path, plans: str, configuration: str) -> str:
@@ -54,21 +59,20 @@ def data_identifier(folder: Path, plans: str, configuration: str) -> str:
     path = folder / f"{plans}.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist; make these plans first, e.g. with nnunet_ext plan")
-    configurations = read_json(path)["configurations"]
-    name: str | None = configuration
-    while name in configurations:
-        if "data_identifier" in configurations[name]:
-            return str(configurations[name]["data_identifier"])
-        name = configurations[name].get("inherits_from")
-    raise UserError(f"-c {configuration} is not in {path.name}, which has {', '.join(configurations)}")
+    about = read_plans(path, _REMEDY)
+    known = about.object("configurations").names()
+    if configuration not in known:
+        raise UserError(f"-c {configuration} is not in {path.name}, which has {', '.join(known)}")
+    return inherited(about, configuration).text("data_identifier")
 
 
 def complete(folder: Path, data: str) -> bool:
     """Whether every case with a reference has been preprocessed: `data` is a sub-folder of `folder`, the data set's."""
     if not (folder / "gt_segmentations").is_dir():  # nnU-Net copies the references when it has preprocessed all cases
         return False
-    ending = read_json(folder / "dataset.json")["file_ending"]
-    cases = {path.name[: -len(ending)] for path in (folder / "gt_segmentations").glob("*" + ending)}
+    ending = file_ending(JsonObject.read(folder / "dataset.json", _REMEDY))
+    references = [path.name for path in (folder / "gt_segmentations").iterdir()]
+    cases = {name.removesuffix(ending) for name in references if name.endswith(ending)}
     # The .pkl is the last of a case's files that nnU-Net writes.
     return bool(cases) and cases <= {path.stem for path in (folder / data).glob("*.pkl")}
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 
 
@@ -45,7 +46,7 @@ def queued(job_ids: set[str]) -> list[Queued]:
         job_id, _, task = name.strip().partition("_")
         # squeue also lists what has just ended.
         if job_id in job_ids and state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
-            found.append(Queued(job_id, int(task) if task.isdecimal() else None, state, reason))
+            found.append(Queued(job_id, decimal(task), state, reason))
     return found
 
 

@@ -22,7 +22,7 @@ from nnunetv2.paths import nnUNet_results
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_ext.environment import unknown_variables
+from nnunet_ext.environment import decimal, unknown_variables
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
 from nnunet_ext.inference.validation import validate_fold
@@ -127,8 +127,8 @@ class SharedTrainer(SafeCheckpoints):
     def initialize(self) -> None:
         if self.device.type == "cpu":
             # nnU-Net takes every core of the node; a job owns only its allocation.
-            asked = os.environ.get("OMP_NUM_THREADS", "")
-            torch.set_num_threads(min(available_cores(), int(asked) if asked.isdecimal() and int(asked) else 10**6))
+            asked = decimal(os.environ.get("OMP_NUM_THREADS", ""))
+            torch.set_num_threads(min(available_cores(), asked or 10**6))
         self._check_recipe()
         super().initialize()
         # Before anything runs: what works here is said at once and once, and a wish that cannot be met costs nothing.

@@ -21,6 +21,7 @@ from nnunet_ext.few_shot.support_curve import support_curve
 from nnunet_ext.files import read_json, write_json
 from nnunet_ext.losses import episode_loss
 from nnunet_ext.models.universeg import MODEL
+from nnunet_ext.plans.files import inherited, num_outputs, read_dataset_json, read_plans
 from nnunet_ext.plans.network import check_configuration, network_arguments
 from nnunet_ext.plans.write import preprocessed_folder
 from nnunet_ext.reports.support_curve import write_curve
@@ -180,10 +181,11 @@ class nnUNetTrainerUniverSeg(SharedTrainer):
                 folder = preprocessed_folder(name)
                 if folder.name == self.plans_manager.dataset_name:
                     raise UserError(f"{folder.name} is trained on already; name other data sets")
-                plans = PlansManager(str(folder / "nnUNetPlans.json"))
-                dataset_json = read_json(folder / "dataset.json")
-                dataset = nnunet_dataset(folder / plans.get_configuration("2d").data_identifier)
-                labels = plans.get_label_manager(dataset_json)
+                about = read_plans(folder / "nnUNetPlans.json", "plan it again")
+                dataset_json = read_dataset_json(folder / "dataset.json", "restore it")
+                num_outputs(folder / "dataset.json", dataset_json)  # asks whether nnU-Net takes these labels
+                dataset = nnunet_dataset(folder / inherited(about, "2d").text("data_identifier"))
+                labels = PlansManager(about.content).get_label_manager(dataset_json)
                 tasks, ignore = tasks_of(labels.has_regions, dataset_json), labels.ignore_label
                 side = largest_side(dataset)
                 pools.append(read_pool(dataset, tasks, size, side, ignore_label=ignore, report=self.print_to_log_file))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 from helpers import zoo
 from helpers.blobs import CASES, load, make, write
+from helpers.mutate import NIFTI
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 from skimage.io import imsave
 
@@ -204,47 +204,14 @@ PLANTS = {
 }
 
 
-# Where a byte of a NIfTI-1 header lies, and what is put there.
-DAMAGE = {
-    "unknown unit": (123, b"\x07"),
-    "unknown type": (70, b"\x03\x7f"),
-    "complex voxels": (70, b"\x20\x00\x40\x00"),
-    "bits and type disagree": (72, b"\x01\x00"),
-    "no axes": (40, b"\x00\x00"),
-    "too many axes": (40, b"\x63\x00"),
-    "axis of length 0": (44, b"\x00\x00"),
-    "axis of negative length": (44, b"\xff\xff"),
-    "axis of absurd length": (44, b"\xff\x7f"),
-    "offset NaN": (108, struct.pack("<f", np.nan)),
-    "offset infinite": (108, struct.pack("<f", np.inf)),
-    "offset negative": (108, struct.pack("<f", -8.0)),
-    "offset beyond the end": (108, struct.pack("<f", 1e30)),
-    "offset within the header": (108, struct.pack("<f", 16.0)),
-    "slope NaN and offset infinite": (112, struct.pack("<2f", 1.0, np.inf)),
-    "slope huge": (112, struct.pack("<2f", 1e38, 0)),
-    "voxel size NaN": (80, struct.pack("<f", np.nan)),
-    "voxel size negative": (80, struct.pack("<f", -1.0)),
-    "handedness NaN": (76, struct.pack("<f", np.nan)),
-    "quaternion longer than 1": (256, struct.pack("<3f", 3.0, 3.0, 3.0)),
-    "quaternion NaN": (256, struct.pack("<f", np.nan)),
-    "affine of zeros": (280, bytes(48)),
-    "affine flat": (280, struct.pack("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0)),
-    "affine NaN": (280, struct.pack("<f", np.nan)),
-    "affine infinite": (280, struct.pack("<f", np.inf)),
-    "affine tiny": (280, struct.pack("<12f", *(1e-30 * np.eye(3, 4)).ravel())),
-    "only a header of zeros": (4, bytes(344)),
-    "magic": (344, b"ni1\0"),
-    "size of header": (0, b"\x00\x00\x00\x01"),
-}
-
 # What both libraries read as it was meant.
 HARMLESS = ("bits and type disagree", "handedness NaN", "magic", "size of header")
 
 
 @pytest.mark.parametrize("name", [IMAGE, LABEL])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", NIFTI)
 def test_damaged_headers_are_findings(clean, tmp_path, damage, name):
-    offset, new = DAMAGE[damage]
+    offset, new = NIFTI[damage]
     raw = bytearray(gzip.decompress((clean / name).read_bytes()))
     assert bytes(raw[offset : offset + len(new)]) != new
     raw[offset : offset + len(new)] = new

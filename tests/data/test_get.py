@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import lzma
+import random
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import nibabel
 import numpy as np
 import pytest
+from helpers import mutate
 from helpers.blobs import SHAPE, make
 
 from nnunet_ext.data import fetch
@@ -228,11 +230,7 @@ def test_damaged_archives_are_one_line(tmp_path):
     damaged = [whole[: len(whole) * part // 12] for part in range(12)]
     packed = gzip.compress(whole, 1)
     damaged += [packed[: len(packed) // 2], packed[:-1000] + rng.bytes(1000), lzma.compress(whole)[:-5000]]
-    for _ in range(30):
-        data = bytearray(whole)
-        for place in rng.integers(0, len(data), 40):
-            data[place] ^= 1 << rng.integers(0, 8)
-        damaged.append(bytes(data))
+    damaged += [mutate.data(whole, random.Random(number)) for number in range(30)]
     path, refused = tmp_path / "x.tar", 0
     for number, data in enumerate(damaged):
         path.write_bytes(data)

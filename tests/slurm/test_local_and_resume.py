@@ -223,5 +223,5 @@ def test_broken_jobs_file_is_named(submitted):
     with pytest.raises(UserError, match=r"jobs.txt, line 1: expected STEP JOB TASKS"):
         plan_resume(pipeline)
     Path(pipeline.folder, "pipeline.json").write_text(json.dumps({"runs": []}))
-    with pytest.raises(UserError, match="describes no pipeline"):
+    with pytest.raises(UserError, match=r"pipeline\.json: resources is missing"):
         load(pipeline.folder)

@@ -114,8 +114,11 @@ class FewShotNetwork(nn.Module):
                 f"NNUNET_EXT_SUPPORT={path} is no support file, or damaged; make it with nnunet_ext support"
             ) from None
         images, masks = self.support_images, self.support_masks
-        if not isinstance(content, Mapping) or set(content) != set(BUFFERS):
+        named = isinstance(content, Mapping) and set(content) == set(BUFFERS)
+        if not named or not all(map(self._like, content.items())):
             raise TrainingError(f"NNUNET_EXT_SUPPORT={path} is no support file; make it with nnunet_ext support")
+        if len({len(content[name]) for name in BUFFERS if name.startswith("support_")}) > 1:
+            raise TrainingError(f"NNUNET_EXT_SUPPORT={path} is damaged; make it again with nnunet_ext support")
         expected = (*images.shape[1:], *masks.shape[1:])
         found = (*content["support_images"].shape[1:], *content["support_masks"].shape[1:])
         if found != expected:
@@ -126,6 +129,16 @@ class FewShotNetwork(nn.Module):
         for name in BUFFERS:
             setattr(self, name, content[name])
         self._read, self._looks = path, None
+
+    def _like(self, stored: tuple[str, Any]) -> bool:
+        """Whether (name, value) is a tensor of as many axes, and of such numbers, as the buffer of that name."""
+        name, value = stored
+        own = getattr(self, name)
+        return (
+            isinstance(value, Tensor)
+            and value.ndim == own.ndim
+            and value.is_floating_point() == own.is_floating_point()
+        )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         # The size of the stored support set is the file's, and every fold has its own.
