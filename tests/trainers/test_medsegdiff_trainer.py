@@ -144,17 +144,3 @@ def test_every_way_of_prediction_by_commands(planned, tmp_path):
     wrong = nnunet_dataset.run(base, *ours, check=False, NNUNET_EXT_SAMPLING_STEPS="many")
     assert wrong.returncode == 1 and "NNUNET_EXT_SAMPLING_STEPS='many' must be" in wrong.stderr
     assert "Traceback" not in wrong.stderr
-
-
-@pytest.mark.slow
-def test_slices(make_trainer, preprocessed):
-    base = preprocessed.parent.parent
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    if not (preprocessed / plans["configurations"]["2d"]["data_identifier"]).is_dir():
-        nnunet_dataset.run(base, "nnUNetv2_preprocess", "-d", "990", "-c", "2d", "-np", "1")
-    options = ("--size", "tiny", "--patch-size", "32", "32", "--batch-size", "2", "-c", "2d", "-o", "MedSegDiff2d")
-    nnunet_dataset.run(base, "nnunet_ext", "plan", "-d", "990", "--model", "medsegdiff", *options)
-    trainer = make_trainer(nnUNetTrainerMedSegDiffV2, plans="MedSegDiff2d", configuration="2d")
-    trainer.run_training()
-    trainer.perform_actual_validation()
-    assert Path(trainer.output_folder, "validation", "summary.json").is_file()

@@ -1,15 +1,12 @@
-"""UNETR++ as nnU-Net sees it: its recipe, its outputs against nnU-Net's targets, and nnU-Net's own commands."""
+"""UNETR++ as nnU-Net sees it: its recipe, and its outputs against nnU-Net's targets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
-from helpers import nnunet_dataset
 
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.plans.write import write_plans
@@ -65,18 +62,3 @@ def test_2d_is_refused_with_the_configurations_to_choose(make_trainer, preproces
     (preprocessed / "flat.json").write_text(json.dumps({**plans, "plans_name": "flat"}))
     with pytest.raises(TrainingError, match=r"'2d' of Dataset990_Phantoms has patches of two axes; choose 3d_fullres"):
         make_trainer(nnUNetTrainerUNETRPP, plans="flat", configuration="2d")
-
-
-@pytest.mark.slow
-def test_train_and_predict_by_nnunets_commands(preprocessed, plans, tmp_path):
-    base = preprocessed.parent.parent
-    short = {"NNUNET_EXT_EPOCHS": "1", "NNUNET_EXT_ITERATIONS": "1", "NNUNET_EXT_VAL_ITERATIONS": "1"}
-    common = ("-tr", "nnUNetTrainerUNETRPP", "-p", plans, "-device", "cpu")
-    nnunet_dataset.run(base, "nnUNetv2_train", "990", "3d_fullres", "0", *common, **short)
-    images = base / "nnUNet_raw" / preprocessed.name / "imagesTs"
-    flags = ("-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", "--disable_tta", *common)
-    out = tmp_path / "out"
-    nnunet_dataset.run(base, "nnUNetv2_predict", "-d", "990", "-i", str(images), "-o", str(out), *flags)
-    image, prediction = (sitk.ReadImage(str(next(folder.glob("*.nii.gz")))) for folder in (images, out))
-    assert image.GetSize() == prediction.GetSize()
-    np.testing.assert_allclose(image.GetDirection(), prediction.GetDirection(), atol=1e-6)

@@ -202,20 +202,3 @@ def test_train_validate_predict_and_replace_the_support(slices, tmp_path):
         np.testing.assert_allclose(prediction.GetDirection(), image.GetDirection(), atol=1e-6)
     failed = nnunet_dataset.run(base, *predict, "-o", str(out[1]), *flags, check=False, NNUNET_EXT_SUPPORT="no.pt")
     assert failed.returncode == 1 and "NNUNET_EXT_SUPPORT=no.pt does not exist" in failed.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["regions", "ignore"])
-def test_regions_and_ignore_label(kind, tmp_path, monkeypatch):
-    regions = {"background": 0, "organ and vessel": [1, 2], "vessel": [2], "others": [3, 4]}
-    names = {"background": 0, "liver": 1, "vessel": 2, "left": 3, "ignore": 4}
-    more = {"regions_class_order": [1, 2, 3]} if kind == "regions" else {}
-    folder = nnunet_dataset.make(tmp_path, labels=regions if kind == "regions" else names, **more)
-    nnunet_dataset.run(tmp_path, "nnUNetv2_preprocess", "-d", "990", "-c", "2d", "-np", "1")
-    monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
-    toy_plans(folder)
-    common = ("-tr", "nnUNetTrainerUniverSeg", "-p", "toy", "-device", "cpu")
-    nnunet_dataset.run(tmp_path, "nnUNetv2_train", "990", "2d", "0", *common, **SHORT)
-    fold = tmp_path / "nnUNet_results" / folder.name / "nnUNetTrainerUniverSeg__toy__2d" / "fold_0"
-    summary = json.loads((fold / "validation" / "summary.json").read_text())
-    assert set(summary["mean"]) == ({"(1, 2)", "(2,)", "(3, 4)"} if kind == "regions" else {"1", "2", "3"})
