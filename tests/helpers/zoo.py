@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.io import imsave
 
 ORGANS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
+TURNED = (0.8, -0.36, 0.48, 0.6, 0.48, -0.64, 0.0, 0.8, 0.6)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ MEMBERS = (
     Member("one case", "Dataset909_One", cases=1),
     Member("300 labels", "Dataset910_Many", labels={"background": 0, **{f"part {n}": n for n in range(1, 301)}}),
     Member("huge spacing", "Dataset911_Huge", spacing_mm=(4e3, 1e3, 1e3)),
+    Member("tiny spacing", "Dataset912_Tiny", spacing_mm=(1e-3, 4e-4, 4e-4)),
+    Member("oblique", "Dataset913_Oblique", direction=TURNED),
+    Member("unicode and spaces", "Dataset914_Übung mit Leerzeichen", case_name="Fall Ä 1 {}"),
 )
 
 
