@@ -126,8 +126,8 @@ def test_a_signal_ends_the_process_at_once(number, status):
             raise Abandoned
 
         loader = ThreadLoader(make, 2, 2)
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)
             next(loader)
         except KeyboardInterrupt:
             sys.exit(1)
