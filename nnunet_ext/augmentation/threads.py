@@ -68,7 +68,7 @@ class ThreadLoader(Generic[T]):
 
         Raises:
             whatever `make` raised for it; no more are made then.
-            RuntimeError: the loader is closed.
+            RuntimeError: the loader had threads and is closed.
         """
         return self._shop.take(alone=not self._threads)
 
@@ -89,8 +89,6 @@ class _Shop:
 
     def take(self, alone: bool) -> Any:
         if alone:
-            if not self.open:
-                raise RuntimeError("the loader is closed")
             self._wanted += 1
             return self._make(self._wanted - 1, lambda: True)
         with self._changed:
