@@ -63,7 +63,7 @@ NETWORKS = {
     "BasicUNet": Network(MONAI + "BasicUNet", ("features=[8,8,16,32,64,8]",)),
     "BasicUNetPlusPlus": Network(MONAI + "BasicUNetPlusPlus", ("features=[8,8,16,32,64,8]", "deep_supervision=True")),
     "AttentionUnet": Network(MONAI + "AttentionUnet"),
-    "DynUNet": Network(MONAI + "DynUNet", ("deep_supervision=True", "deep_supr_num=2")),
+    "DynUNet": Network(MONAI + "DynUNet", ("deep_supervision=True", "deep_supr_num=1")),
     "FlexibleUNet": Network(MONAI + "FlexibleUNet", ("backbone=efficientnet-b0",)),
     "SegResNet": Network(MONAI + "SegResNet"),
     "SegResNetDS": Network(MONAI + "SegResNetDS", ("init_filters=8", "dsdepth=3")),
@@ -338,7 +338,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name in dict.fromkeys(row["network"] for row in rows):
         of = {row["data"]: row for row in rows if row["network"] == name}
         best = next((row for row in of.values() if row["works"] == "yes"), next(iter(of.values())))
-        cells = [_works(of[where]) if where in of else "no form" for where in PLACES]
+        forms = [where for where, place in PLACES.items() if len(place.patch) in NETWORKS[name].axes]
+        cells = [_works(of[w]) if w in of else "not run" if w in forms else "no form" for w in PLACES]
         settings = ", ".join(f"`{word}`" for word in best["settings"].split()) or "nothing"
         sizes = (best.get("sizes") or "").split("; the patch")[0]
         parameters = f"{int(best['parameters']) / 1e6:.2f} M" if best.get("parameters") else ""

@@ -120,8 +120,8 @@ def candidates(
             found[name] = values
     order = [name for name in signature.parameters if name in found or name in settings]
     order += [name for name in settings if name not in order]
-    for values in itertools.product(*([settings[name]] if name in settings else found[name] for name in order)):
-        yield dict(zip(order, values, strict=True))
+    for chosen in itertools.product(*([settings[name]] if name in settings else found[name] for name in order)):
+        yield dict(zip(order, chosen, strict=True))
 
 
 def _by_name(name: str, parameter: inspect.Parameter) -> list[Any] | None:

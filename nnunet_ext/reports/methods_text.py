@@ -91,7 +91,7 @@ def _training(run: Method, facts: Resources) -> str:
 
 def _network(run: Method) -> str:
     """Class, package and version, and arguments of a network named by its path."""
-    network = next((record["network"] for record in run.records if "network" in record), {})
+    network: dict[str, str] = next((record["network"] for record in run.records if "network" in record), {})
     if "path" not in network:
         return ""
     package = f" ({network['package']})" if "package" in network else ""

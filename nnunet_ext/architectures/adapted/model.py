@@ -145,7 +145,7 @@ def build(
     Raises:
         UserError: no such network, or it refuses the arguments.
     """
-    known = {"channels": channels, "classes": classes, "axes": len(step)}
+    known: dict[str, Any] = {"channels": channels, "classes": classes, "axes": len(step)}
     if grid:
         known |= {"grid": tuple(grid), "edge": max(grid)}
     factory = locate(path)
