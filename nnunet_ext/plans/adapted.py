@@ -17,11 +17,10 @@ from typing import Any
 from nnunet_ext import models
 from nnunet_ext.architectures.adapted import is_network_class, locate
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json
 from nnunet_ext.plans.constructor import candidates, topology
+from nnunet_ext.plans.files import channels_of, num_outputs
 from nnunet_ext.plans.fit import strides_for
 from nnunet_ext.plans.probe import Findings, Probe, of_a_size
-from nnunet_ext.plans.files import channels_of, num_outputs
 from nnunet_ext.plans.write import preprocessed_folder, read_base_plans, read_description
 
 MODEL = models.find("adapted")
