@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.parameter import is_lazy
 
 from nnunet_ext.architectures.adapted.model import build
 from nnunet_ext.errors import UserError, reason_of
@@ -239,8 +238,6 @@ class Probe:
             try:
                 make = partial(build, self.path, arguments, self.channels, self.classes, (1,) * self.axes, fixed)
                 self._built[key] = network = make() if self.for_real else sketch(make)
-                if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
-                    raise UserError(f"{self.path} has lazy layers, whose weights nnU-Net cannot load; give their sizes")
                 self._states[key] = _state(network)
             except UserError as error:
                 self._built[key] = error

@@ -24,8 +24,9 @@ FLAT = dataclasses.replace(SMALL, configuration="2d", patch=(28, 20), spacing=(1
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA"):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "")  # restored, whatever the test sets
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # read when nnU-Net is imported
     return tmp_path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from nnunet_ext.architectures.adapted.values import calls_something, is_network_class, locate, resolve
 from nnunet_ext.architectures.blocks import crop_to
@@ -160,6 +161,8 @@ def build(
         raise UserError(f"{path} cannot be built ({reason_of(error)[:300]}); change its arguments") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{path} returns no torch.nn.Module but {_kind(made)}; name a class of networks")
+    if any(map(is_lazy, (*made.parameters(), *made.buffers()))):
+        raise UserError(f"{path} has lazy layers, whose weights nnU-Net cannot load; give their sizes")
     return made
 
 
