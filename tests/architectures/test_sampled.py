@@ -157,7 +157,7 @@ def test_environment_changes_the_settings():
     wrong = {
         "NNUNET_EXT_SAMPLER": ("euler", "one of ddim, ddpm"), "NNUNET_EXT_SAMPLING_STEPS": ("1001", "from 0"),
         "NNUNET_EXT_SAMPLES": ("0", "at least 1"), "NNUNET_EXT_FUSION": ("max", "one of mean"),
-        "NNUNET_EXT_SAMPLING_SEED": ("-1", "at least 0"),
+        "NNUNET_EXT_SAMPLING_SEED": ("-1", "from 0"),
     }  # fmt: skip
     for name, (value, expected) in wrong.items():
         with pytest.raises(TrainingError, match=rf"{name}='{value}' must be .*{expected}"):

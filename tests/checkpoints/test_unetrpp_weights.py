@@ -135,8 +135,8 @@ def test_command_writes_what_nnunet_loads(tmp_path, monkeypatch, capsys):
         "plans_name": "mine",
         "label_manager": "LabelManager",
         "configurations": {
-            "3d_fullres": {"patch_size": [12, 40, 40], "architecture": architecture},
-            "2d": {"patch_size": [40, 40], "architecture": architecture},
+            "3d_fullres": {"patch_size": [12, 40, 40], "spacing": [1, 1, 1], "architecture": architecture},
+            "2d": {"patch_size": [40, 40], "spacing": [1, 1], "architecture": architecture},
         },
     }
     (folder / "mine.json").write_text(json.dumps(plans))

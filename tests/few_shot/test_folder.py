@@ -291,7 +291,7 @@ def test_published_weights_start_a_training(tmp_path, monkeypatch, capsys):
     start = tmp_path / "start.pth"
     words = ["import-weights", "--model", "universeg", "-i", str(tmp_path / "v1.pt"), "-d", "7", "-p", "toy"]
     assert main([*words, "-o", str(start)]) == 0
-    assert "20 tensors copied, 0 resized, 0 left" in (said := capsys.readouterr().err)
+    assert "20 tensors copied, 0 adapted, 0 left" in (said := capsys.readouterr().err)
     assert f"nnUNetv2_train 7 2d 0 -p toy -tr nnUNetTrainerUniverSeg -pretrained_weights {start}" in said
     # nnU-Net's own loader asks for every key and shape of the network it has just built.
     network = FewShotNetwork(1, 3, **architecture["arch_kwargs"])

@@ -38,6 +38,7 @@ from nnunet_ext.plans import files as plans_files
 from nnunet_ext.prompts import files as prompts
 from nnunet_ext.reports import evaluation_file, training_records
 from nnunet_ext.slurm import progress
+from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings
 from nnunet_ext.training_log import read_training_log
 
@@ -134,7 +135,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], tuple[Callable, ...]]] = {
     ),
     "splits": (lambda folder: text(folder, "s.json", [{"train": ["a"], "val": ["b"]}]), (splits.read_splits,)),
     "run.json": (
-        lambda folder: text(folder, "run.json", toy_runs.run_record(3, 0)), (training_records.read_run_record,)
+        lambda folder: text(folder, "run.json", toy_runs.run_record(3, 0)),
+        (training_records.read_run_record, lambda path: run_record.read_record(str(path.parent))),
     ),
     "summary": (
         summary,
@@ -168,6 +170,8 @@ ELSEWHERE = {
     "support.pool.read_pool": "nnU-Net's data sets", "checkpoints.load.read_trusted": "runs what it reads",
     "few_shot.folder.read_support": "predict-fewshot", "reports.figures.read_case": "demo, report",
     "slurm.status.read_status": "slurm status", "inference.model_files.read_dataset_json": "model",
+    "inference.model_folder.read_training_checkpoint": "predict, import-weights",
+    "plans.write.read_base_plans": "plan", "plans.write.read_description": "plan",
 }  # fmt: skip
 
 
@@ -274,18 +278,19 @@ def _sampling(environment: dict[str, str]) -> None:
     Sampling("ddim", 2, 1, "mean").changed(1000, environment)
 
 
+SETTINGS = (
+    "EPOCHS", "ITERATIONS", "VAL_ITERATIONS", "PRECISION", "CHECKPOINT_EVERY", "PATIENCE", "LOADER", "SEED", "OPTIMIZER",
+    "LEARNING_RATE", "SCHEDULE", "WARMUP_EPOCHS", "WEIGHT_DECAY", "GRADIENT_CLIP",
+)  # fmt: skip
 # Who reads a variable; of the others doctor, the look-up of classes, a data set's name and the tests.
 READ_BY = {
     "NNUNET_EXT_SCAN": _backend(selective_scan),
     "NNUNET_EXT_CONVOLUTION": _backend(causal_conv1d),
-    **{
-        f"NNUNET_EXT_{name}": TrainingSettings.from_environment
-        for name in ("EPOCHS", "ITERATIONS", "VAL_ITERATIONS", "PRECISION", "LEARNING_RATE", "CHECKPOINT_EVERY")
-    },
+    **{f"NNUNET_EXT_{name}": TrainingSettings.from_environment for name in SETTINGS},
     **{f"NNUNET_EXT_SUPPORT{name}": _network for name in ("", "_SIZE", "_DRAWS")},
     **{f"NNUNET_EXT_{name}": _sampling for name in ("SAMPLER", "SAMPLING_STEPS", "SAMPLES", "FUSION", "SAMPLING_SEED")},
 }
-OTHERWISE = ("AUTOLOAD", "EPISODE_DATASETS", "TEST_DATA", "TEST_NOTHING_SKIPPED")
+OTHERWISE = ("AUTOLOAD", "EPISODE_DATASETS", "TEST_DATA", "TEST_NOTHING_SKIPPED", "TEST_SEEDS")
 
 
 def test_every_variable_is_read_here():

@@ -87,16 +87,15 @@ def import_weights(base: Path) -> Scene:
     torch.manual_seed(0)
     torch.save(UniverSeg([4, 4]).state_dict(), base / "weights.pt")
     words = ("import-weights", "--model", "universeg", "-i", str(base / "weights.pt"), "-d", "7")
-    chatter = r"^resized: |^left as |tensors copied|^$|^next: "
+    chatter = r"^adapted: |^left as |tensors copied|^$|^next: "
     return Scene((*words, "-o", str(base / "out.pth")), base, base / "out.pth", variables=variables, chatter=chatter)
 
 
 def slurm(base: Path) -> Scene:
     variables = preprocessed(base)
     words = ("slurm", "-d", "7", "-tr", "nnUNetTrainerExt", "-c", "3d_fullres", "-o", str(base / "out"))
-    return Scene(
-        words, base, base / "out", variables=variables, chatter=r"^$|^nothing submitted", fixed=("--gpus", "--at-once")
-    )
+    chatter = r"^$|^nothing submitted|^set in this shell|^  (NNUNET_EXT|nnUNet)_"
+    return Scene(words, base, base / "out", variables=variables, chatter=chatter, fixed=("--gpus", "--at-once"))
 
 
 def _pipeline(base: Path) -> dict[str, str]:
