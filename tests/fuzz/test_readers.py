@@ -279,8 +279,8 @@ def _sampling(environment: dict[str, str]) -> None:
 
 
 SETTINGS = (
-    "EPOCHS", "ITERATIONS", "VAL_ITERATIONS", "PRECISION", "CHECKPOINT_EVERY", "PATIENCE", "LOADER", "SEED", "OPTIMIZER",
-    "LEARNING_RATE", "SCHEDULE", "WARMUP_EPOCHS", "WEIGHT_DECAY", "GRADIENT_CLIP",
+    "EPOCHS", "ITERATIONS", "VAL_ITERATIONS", "PRECISION", "CHECKPOINT_EVERY", "PATIENCE", "LOADER", "SEED",
+    "OPTIMIZER", "LEARNING_RATE", "SCHEDULE", "WARMUP_EPOCHS", "WEIGHT_DECAY", "GRADIENT_CLIP",
 )  # fmt: skip
 # Who reads a variable; of the others doctor, the look-up of classes, a data set's name and the tests.
 READ_BY = {
