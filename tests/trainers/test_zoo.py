@@ -45,6 +45,8 @@ SMALLER = {
     "medsegdiff": {"width": 4, "max_width": 8, "denoiser_width": 4, "embedding_dim": 8, "semantic_dim": 8},
     "universeg": {"encoder_blocks": [4, 4, 4], "image_size": 32},
 }
+# The network named by its path.
+NETWORK = ["--network", "monai.networks.nets.BasicUNet", "--set", "features=[4,4,4,4,4,4]"]
 SHORT = {"EPOCHS": "1", "ITERATIONS": "2", "VAL_ITERATIONS": "1", "SAMPLING_STEPS": "1", "SAMPLES": "1"}
 # In nnUNetv2_predict their noise does not follow the place.
 DRAWS = {"nnUNetTrainerMedSegDiffV2", "nnUNetTrainerMedSegDiffV2Paper"}
@@ -123,7 +125,8 @@ def plan(model: models.Model, data: Prepared, configuration: str, capsys) -> str
     patch = [24, 24] if configuration == "2d" else [8, 24, 24]
     if model.network:
         base = name
-        words = ["--model", model.name, "--size", "tiny", "-c", *own, "--patch-size", *map(str, patch)]
+        named = NETWORK if model.name == "adapted" else ["--model", model.name, "--size", "tiny"]
+        words = [*named, "-c", *own, "--patch-size", *map(str, patch)]
         if main(["plan", "-d", data.member.number, *words, "--batch-size", "2", "-o", name]):
             raise TrainingError(capsys.readouterr().err.strip())
     plans = json.loads((data.folder / f"{base}.json").read_text()) | {"plans_name": name}
