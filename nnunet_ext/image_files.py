@@ -177,6 +177,12 @@ def read_values(path: str | os.PathLike[str]) -> np.ndarray:
     return (file.array * file.slope + file.inter).T
 
 
+def copy_geometry(image: sitk.Image, reference: sitk.Image) -> None:
+    """Give an image the geometry of another of its size; about directions that are no numbers ITK prints lines."""
+    with quiet_libraries():
+        image.CopyInformation(reference)
+
+
 def write_image(image: sitk.Image, path: str | os.PathLike[str]) -> None:
     """Write an image, compressed where the format can, and read it to its end before it appears under its name.
 

@@ -21,8 +21,8 @@ from nnunet_ext.checkpoints.universeg import core_weights, sizes
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import labels_from_dataset_json
 from nnunet_ext.files import read_json, write_json
+from nnunet_ext.image_files import copy_geometry, read_values, whole_numbers, write_image
 from nnunet_ext.image_files import read_image as read_whole
-from nnunet_ext.image_files import read_values, whole_numbers, write_image
 from nnunet_ext.support import draw
 from nnunet_ext.support.pool import Pool, Task, to_uint8
 from nnunet_ext.support.view import from_view, to_view
@@ -259,7 +259,7 @@ def write_like(array: np.ndarray, slices: Slices, path: Path) -> None:
     """Write (n, H, W) as an image with the axes and the geometry of the case it belongs to, whole or not at all."""
     array = np.moveaxis(array, 0, slices.axis) if slices.reference.GetDimension() == 3 else array[0]
     image = sitk.GetImageFromArray(array)
-    image.CopyInformation(slices.reference)
+    copy_geometry(image, slices.reference)
     write_image(image, path)
 
 

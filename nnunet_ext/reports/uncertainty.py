@@ -17,7 +17,7 @@ from nnunet_ext.diffusion.uncertainty import UncertaintyMaps
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.samples import Uncertainty
 from nnunet_ext.files import atomic_path
-from nnunet_ext.image_files import read_image, write_image
+from nnunet_ext.image_files import copy_geometry, read_image, write_image
 
 # Of the contours, told apart by people with any kind of colour vision.
 _SAMPLES, _REFERENCE = "#56B4E9", "#E69F00"
@@ -36,7 +36,7 @@ def write_maps(maps: UncertaintyMaps, like: Path, folder: Path, case: str) -> li
         if values is None:
             continue
         image = sitk.GetImageFromArray(values.astype(np.float32))
-        image.CopyInformation(geometry)
+        copy_geometry(image, geometry)
         written.append(folder / f"{case}_{name}.nii.gz")
         write_image(image, written[-1])
     return written
@@ -161,5 +161,5 @@ def _as_seen(values: np.ndarray, geometry: sitk.Image) -> np.ndarray:
     if values.ndim == 2:
         return values
     image = sitk.GetImageFromArray(values.astype(np.float32))
-    image.CopyInformation(geometry)
+    copy_geometry(image, geometry)
     return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS"))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import nnunet_dataset
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -204,22 +203,3 @@ def test_what_does_not_go_is_said_in_one_line(two, tmp_path, capsys, words, cont
     assert main(["import-weights", "-i", str(path), "-d", "991", "-o", str(tmp_path / "o.pth"), *words]) in (1, 2)
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said and not (tmp_path / "o.pth").exists()
-
-
-@pytest.mark.slow
-def test_the_start_is_trained_on_by_nnunets_command(preprocessed, tmp_path):
-    base, quick = (
-        preprocessed.parent.parent,
-        {f"NNUNET_EXT_{n}": "1" for n in ("EPOCHS", "ITERATIONS", "VAL_ITERATIONS")},
-    )
-    trainer = ("-tr", "nnUNetTrainerSegMamba", "-p", "nnUNetPlansSegMambaTiny", "-device", "cpu")
-    train = ("nnUNetv2_train", "990", "3d_fullres", "0", *trainer)
-    nnunet_dataset.run(base, *train, **quick)
-    final = next(base.glob("nnUNet_results/*/nnUNetTrainerSegMamba__*/fold_0/checkpoint_final.pth"))
-    start = str(tmp_path / "start.pth")
-    words = ("-i", str(final), "-d", "990", "-p", "nnUNetPlansSegMambaTiny", "-o", start)
-    said = nnunet_dataset.run(base, "nnunet_ext", "import-weights", *words).stderr
-    assert "0 adapted, 0 left as initialised" in said
-    other = {**quick, "nnUNet_results": str(tmp_path / "results")}
-    done = nnunet_dataset.run(base, *train, "-pretrained_weights", start, **other)
-    assert "Loading pretrained weights" in done.stdout

@@ -83,3 +83,11 @@ def test_train_and_predict_by_nnunets_commands(preprocessed, tmp_path):
     image, prediction = sitk.ReadImage(str(next(images.iterdir()))), sitk.ReadImage(str(predictions[0]))
     assert image.GetSize() == prediction.GetSize()
     np.testing.assert_allclose(image.GetDirection(), prediction.GetDirection(), atol=1e-6)
+    # The finished training starts another.
+    final, start = next(base.glob("nnUNet_results/*/*SegMamba__*/fold_0/checkpoint_final.pth")), tmp_path / "start.pth"
+    words = ("-i", str(final), "-d", "990", "-o", str(start), *PLANS)
+    said = nnunet_dataset.run(base, "nnunet_ext", "import-weights", *words).stderr
+    assert "0 adapted, 0 left as initialised" in said
+    elsewhere = {**SHORT, "nnUNet_results": str(tmp_path / "results")}
+    done = nnunet_dataset.run(base, *TRAIN, *PLANS, "-pretrained_weights", str(start), **elsewhere)
+    assert "Loading pretrained weights" in done.stdout
