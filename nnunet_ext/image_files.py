@@ -226,10 +226,11 @@ def check_written(path: str | os.PathLike[str], voxels: int, final: str | os.Pat
     nifti = str(path).lower().endswith((".nii", ".nii.gz"))
     try:
         check_whole(path)
-        if nifti:  # and so read to its end
-            reader.ReadImageInformation()
-        else:
-            reader.Execute()
+        with quiet_libraries():
+            if nifti:  # and so read to its end
+                reader.ReadImageInformation()
+            else:
+                reader.Execute()
         whole = math.prod(reader.GetSize()) == voxels
         if not whole and str(path).lower().endswith(tiff.ENDINGS):
             # SimpleITK takes three or four slices for colours.

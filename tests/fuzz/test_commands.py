@@ -259,5 +259,5 @@ def test_odd_input_is_one_line(builder, tmp_path, capfd, fuzz_seed):
 @pytest.mark.slow
 @EACH_SCENE
 def test_much_odd_input_is_one_line_each(builder, tmp_path, capfd, fuzz_seed, fuzz_times):
-    wrong = fuzz(builder, tmp_path, lambda: capfd.readouterr(), 30 * fuzz_times, fuzz_seed + 1)
+    wrong = fuzz(builder, tmp_path, lambda: capfd.readouterr(), 32 * fuzz_times, fuzz_seed + 1)
     assert not wrong, "\n".join(wrong)
