@@ -153,8 +153,11 @@ class SharedTrainer(SafeCheckpoints):
         return {"optimizer": type(self.optimizer).__name__, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def _check_recipe(self) -> None:
-        """An optimiser of a subclass's own takes nothing from the environment, which must not ask in vain."""
-        asked = self.settings.changes_recipe
+        """The environment must not ask in vain for what an optimiser of a subclass's own does not take.
+
+        Learning rate and weight decay reach it under nnU-Net's names, and gradients are clipped in any case.
+        """
+        asked = [name for name in self.settings.changes_recipe if name in ("optimizer", "schedule", "warmup_epochs")]
         if asked and type(self).configure_optimizers is not SharedTrainer.configure_optimizers:
             names = ", ".join(f"NNUNET_EXT_{name.upper()}" for name in asked)
             self.fail(f"{type(self).__name__} has its own configure_optimizers, which does not know {names}; unset it")
