@@ -46,7 +46,7 @@ def implausible_labels(layout: Layout, cases: Sequence[CaseFacts]) -> list[Findi
         deviation = np.maximum(1.4826 * np.median(np.abs(table - usual), axis=0), _LEAST[measure])
         away = (np.abs(table - usual) / deviation).max(axis=1)
         for row in np.flatnonzero(away > bound(len(rows))).tolist():
-            text = _in_words(measure, table[row], usual, deviation)
+            text = _in_words(measure, table[row], usual)
             where = f" in {layout.channels[channel]}" if measure in ("brightness", "spread") else ""
             said = f"{layout.name_of(value)} {text}{where}: {away[row]:.1f} robust deviations from the median"
             found[rows[row][0]].append((float(away[row]), said))
@@ -78,7 +78,7 @@ def _measures(label: LabelFacts) -> Iterator[tuple[tuple[int, str, int], np.ndar
             yield (value, "spread", channel), np.array([label.evenness[value][channel]])
 
 
-def _in_words(measure: str, values: np.ndarray, usual: np.ndarray, deviation: np.ndarray) -> str:
+def _in_words(measure: str, values: np.ndarray, usual: np.ndarray) -> str:
     if measure in ("lies", "lies among the labels"):
         among = " among the labels" if measure != "lies" else " in the image"
         return f"lies {np.linalg.norm(values - usual):.0f} mm from its usual place{among}"

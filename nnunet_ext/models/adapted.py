@@ -1,16 +1,13 @@
 """Any network, named by its path: `nnunet_ext plan --network PATH` finds out the rest."""
 
-from nnunet_ext.models.model import Model, Paper, Trainer
+from nnunet_ext.models.model import Model, Trainer
+from nnunet_ext.models.nnunet import MODEL as NNUNET
 
 MODEL = Model(
     name="adapted",
     title="a network named by its path",
     suffix="Network",
-    paper=Paper(
-        "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
-        "Nature Methods 2021",
-        "doi:10.1038/s41592-020-01008-z",
-    ),
+    paper=NNUNET.paper,
     axes=(2, 3),
     trainers=(
         Trainer(

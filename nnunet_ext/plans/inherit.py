@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ext.errors import UserError
-from nnunet_ext.files import read_json, write_json
+from nnunet_ext.files import write_json
+from nnunet_ext.plans.write import checked_name, read_base_plans
 
 
 def inherit_architecture(
     folder: Path, base_plans: str, configuration: str, trained: ConfigurationManager, plans_name: str
-) -> tuple[Path, list[int]]:
+) -> None:
     """Write plans whose one configuration has the architecture that was trained, and all else as planned before.
 
     The patch is rounded to the nearest multiple of what the architecture downsamples by.
@@ -27,13 +27,13 @@ def inherit_architecture(
         trained: the configuration the network was trained with.
         plans_name: of the new plans; what has this name is replaced.
 
-    Returns:
-        The file written, and the patch in voxels per axis.
-
     Raises:
-        UserError: the numbers of axes differ, or the architecture belongs to the patch it was trained on.
+        UserError: the plans are damaged or have no such configuration, the new name cannot be used, the numbers of axes
+            differ, or the architecture belongs to the patch it was trained on.
     """
-    plans: dict[str, Any] = read_json(folder / f"{base_plans}.json")
+    plans = read_base_plans(folder, base_plans, folder.name)
+    if configuration not in plans["configurations"]:
+        raise UserError(f"-c {configuration} is not in {base_plans}.json: {', '.join(plans['configurations'])}")
     planned = PlansManager(copy.deepcopy(plans)).get_configuration(configuration)
     arguments = trained.network_arch_init_kwargs
     if len(trained.patch_size) != len(planned.patch_size):
@@ -51,8 +51,6 @@ def inherit_architecture(
     described = copy.deepcopy(planned.configuration)
     described["patch_size"] = patch
     described["architecture"] = copy.deepcopy(trained.configuration["architecture"])
-    plans["plans_name"] = plans_name
+    plans["plans_name"] = checked_name(plans_name)
     plans["configurations"] = {configuration: described}
-    path = folder / f"{plans_name}.json"
-    write_json(path, plans)
-    return path, patch
+    write_json(folder / f"{plans_name}.json", plans)

@@ -95,7 +95,7 @@ def write_plans(
     plans = read_base_plans(folder, base_plans, dataset)
     chosen = _choose(plans, model, configurations, base_plans)
     suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
-    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
+    plans["plans_name"] = checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
 
     planned = []
     for name in tqdm(chosen, desc="plan", unit="configuration", delay=2, leave=False, disable=not progress):
@@ -195,7 +195,7 @@ def write_fast_preprocessing(dataset: str, base_plans: str = "nnUNetPlans", plan
     """
     folder = preprocessed_folder(dataset)
     plans = read_base_plans(folder, base_plans, dataset, checked=False)
-    plans["plans_name"] = _checked_name(plans_name or f"{base_plans}Fast")
+    plans["plans_name"] = checked_name(plans_name or f"{base_plans}Fast")
     if not _preprocess_fast(plans):
         named = {str(c["preprocessor_name"]) for c in plans["configurations"].values() if "preprocessor_name" in c}
         raise UserError(
@@ -256,7 +256,12 @@ def _check(settings: JsonObject) -> None:
         arguments.refuse("strides", f"a list of lists of {axes} whole numbers")
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name of plans, if nnU-Net can use it.
+
+    Raises:
+        UserError: it names folders, or holds nnU-Net's separator.
+    """
     if Path(name).name != name:
         raise UserError(f"plans name {name!r} must be the name of a file without folders")
     if "__" in name:

@@ -186,13 +186,17 @@ def test_heads_stay_only_where_classes_are_the_same():
         (["-tr", "nnUNetTrainerNowhere"], None, "was trained by 'nnUNetTrainerNowhere', which is not installed here"),
         (["-c", "2d", "--write-plans", "a"], None, "3 axes and 2d of nnUNetPlans.json has 2; choose another"),
         (["-c", "3d_lowres"], None, "-c 3d_lowres is not in nnUNetPlans.json"),
+        (["-c", "3d_lowres", "--write-plans", "a"], None, "-c 3d_lowres is not in nnUNetPlans.json"),
+        (["--write-plans", "../a"], None, "plans name '../a' must be the name of a file without folders"),
     ],
 )
 def test_what_does_not_go_is_said_in_one_line(two, tmp_path, capsys, words, content, message):
     first, second = two
     plans = json.loads((second / "nnUNetPlans.json").read_text())
     flat = copy.deepcopy(plans["configurations"]["3d_fullres"])
-    flat["patch_size"] = [32, 32]
+    flat["patch_size"], flat["spacing"] = [32, 32], flat["spacing"][1:]
+    described = flat["architecture"]["arch_kwargs"]
+    described["strides"] = [stride[1:] for stride in described["strides"]]
     plans["configurations"]["2d"] = flat
     (second / "nnUNetPlans.json").write_text(json.dumps(plans))
     path = tmp_path / "checkpoint_final.pth"
