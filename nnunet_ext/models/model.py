@@ -92,6 +92,8 @@ class Model:
         trainers: the first trains the model as this project recommends.
         network: dotted path of the class that plans name, a file format; None for nnU-Net's own networks.
         sizes: size -> keyword arguments of the network, smallest first; `base` is the published network.
+        training: size -> what plans of that size say about training: epochs, iterations, and parts of the recipe by
+            their names in `nnunet_ext.trainers.recipe`. Environment variables win.
         from_patch: `module:function` of (patch_size, strides as nnU-Net plans them), the keyword arguments that follow
             from a configuration; None if nothing does. A row that is made and not written has the function itself.
         step: module with the training step, see `nnunet_ext.steps`.
@@ -119,6 +121,7 @@ class Model:
     trainers: tuple[Trainer, ...]
     network: str | None = None
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     from_patch: str | Callable[[Any, Any], dict[str, Any]] | None = None
     step: str = "nnunet_ext.steps.supervised"
     loss: str | None = None

@@ -101,6 +101,7 @@ class ModelPlanner(ExperimentPlanner):
             "patch_size": list(fitted.patch_size),
             "batch_size": fitted.batch_size,
             "architecture": architecture(self.model.name, fitted.arguments),
+            **({"training": dict(training)} if (training := self.model.training.get(self.size)) else {}),
         }
 
     def save_plans(self, plans: dict) -> None:

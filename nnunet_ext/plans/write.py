@@ -111,6 +111,9 @@ def write_plans(
         strides = configuration["architecture"]["arch_kwargs"]["strides"]
         arguments = arguments_for_patch(model, size, configuration["patch_size"], strides)
         configuration["architecture"] = architecture(model, arguments)
+        configuration.pop("training", None)  # of the base plans' model
+        if size in row.training:
+            configuration["training"] = dict(row.training[size])
         sizes = (channels, outputs, configuration["patch_size"], configuration["batch_size"])
         planned.append(
             Planned(

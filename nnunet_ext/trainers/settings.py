@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from nnunet_ext.environment import choice, number, whole_number
 from nnunet_ext.errors import TrainingError
@@ -93,6 +94,29 @@ class TrainingSettings:
     def changes_recipe(self) -> list[str]:
         """Names of the parts of a recipe that the environment asks for."""
         return [field.name for field in fields(Recipe) if getattr(self, field.name) is not None]
+
+
+def planned_training(configuration: Mapping[str, Any], plans_name: str) -> dict[str, Any]:
+    """What the plans of a configuration say about training, under its key `training`: `nnunet_ext plan` writes it.
+
+    Returns:
+        Values of `epochs`, `iterations` and parts of `Recipe` by name; empty for plans that say nothing.
+
+    Raises:
+        TrainingError: another key, or a value that the variable of that name would not take.
+    """
+    planned = configuration.get("training", {})
+    allowed = ("epochs", "iterations", *(field.name for field in fields(Recipe)))
+    if not isinstance(planned, dict) or any(name not in allowed for name in planned):
+        found = [name for name in planned if name not in allowed] if isinstance(planned, dict) else [planned]
+        raise TrainingError(f"{plans_name}.json: 'training' has {found[0]!r}; it may have {', '.join(allowed)}")
+    # The same checks as for the variables, and their messages.
+    as_environment = {f"NNUNET_EXT_{name.upper()}": str(value) for name, value in planned.items()}
+    try:
+        checked = TrainingSettings.from_environment(as_environment)
+    except TrainingError as error:
+        raise TrainingError(f"{plans_name}.json: 'training' taken as {error}") from None
+    return {name: value for name in planned if (value := getattr(checked, name)) is not None}
 
 
 def default_precision(device_type: str) -> str:

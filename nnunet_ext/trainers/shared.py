@@ -36,7 +36,7 @@ from nnunet_ext.trainers.checkpoints import LATEST, PREVIOUS, SafeCheckpoints
 from nnunet_ext.trainers.interrupts import Stopped, ends_in_one_line
 from nnunet_ext.trainers.loaders import close_loaders, draw_seed, threaded_loaders
 from nnunet_ext.trainers.recipe import Recipe, optimizer_and_schedule
-from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision
+from nnunet_ext.trainers.settings import TrainingSettings, check_precision, default_precision, planned_training
 from nnunet_ext.trainers.signals import handlers
 from nnunet_ext.trainers.tensorboard import tensorboard_loggers
 
@@ -94,8 +94,14 @@ class SharedTrainer(SafeCheckpoints):
         self.precision = check_precision(settings.precision or default_precision(self.device.type), self.device.type)
         if self.precision != "fp16":
             self.grad_scaler = None  # only fp16 underflows
-        self.num_epochs = settings.epochs or self.num_epochs
-        self.num_iterations_per_epoch = settings.iterations or self.num_iterations_per_epoch
+        planned = planned_training(self.configuration_manager.configuration, self.plans_manager.plans_name)
+        if planned:
+            said = ", ".join(f"{name} {value}" for name, value in planned.items())
+            self.print_to_log_file(f"nnunet_ext: the plans ask for {said}; environment variables win")
+        planned_epochs, planned_iterations = planned.pop("epochs", None), planned.pop("iterations", None)
+        self.num_epochs = settings.epochs or planned_epochs or self.num_epochs
+        self.num_iterations_per_epoch = settings.iterations or planned_iterations or self.num_iterations_per_epoch
+        self._planned_recipe = planned
         self.num_val_iterations_per_epoch = settings.val_iterations or self.num_val_iterations_per_epoch
         self.use_recipe(self.recipe)
         self.seed = draw_seed() if settings.seed is None else settings.seed
@@ -107,12 +113,12 @@ class SharedTrainer(SafeCheckpoints):
         self.other_datasets: list[str] = []  # names of data sets that training draws from besides its own
 
     def use_recipe(self, own: Recipe) -> None:
-        """Update the weights by this recipe and what the environment changes of it.
+        """Update the weights by this recipe, what the plans change of it, and what the environment does.
 
         Raises:
             TrainingError: the warm-up takes the whole training.
         """
-        self.recipe = self.settings.recipe(own)
+        self.recipe = self.settings.recipe(replace(own, **self._planned_recipe))
         # nnU-Net's names for them; a subclass may set these, as one of nnU-Net's trainer does.
         self.initial_lr, self.weight_decay = self.recipe.learning_rate, self.recipe.weight_decay
         if self.recipe.warmup_epochs >= self.num_epochs:

@@ -171,3 +171,33 @@ def test_patience_ends_the_training_and_a_continued_one_at_once(make_trainer, mo
     again.load_checkpoint(str(folder / "checkpoint_final.pth"))
     again.run_training()
     assert again.current_epoch == 3 and len(again.logger.get_value("train_losses", None)) == 3
+
+
+def test_plans_may_say_how_to_train_and_the_environment_wins(make_trainer, preprocessed, tmp_path, monkeypatch):
+    plans = json.loads((preprocessed / "nnUNetPlansSegMambaTiny.json").read_text())
+    training = {"epochs": 7, "iterations": 9, "optimizer": "adamw", "learning_rate": 0.003}
+    plans["configurations"]["3d_fullres"]["training"] = training
+
+    def make():
+        (tmp_path / "own.json").write_text(json.dumps(plans))
+        (tmp_path / "dataset.json").write_bytes((preprocessed / "dataset.json").read_bytes())
+        return make_trainer(nnUNetTrainerSegMamba, "own", tmp_path)
+
+    monkeypatch.delenv("NNUNET_EXT_ITERATIONS")
+    trainer = make()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (2, 9)
+    assert trainer.recipe == Recipe("adamw", learning_rate=0.003)
+    monkeypatch.setenv("NNUNET_EXT_LEARNING_RATE", "0.5")
+    assert make().recipe == Recipe("adamw", learning_rate=0.5)
+    # Another optimiser than the plans': its own usual recipe, not their learning rate.
+    monkeypatch.delenv("NNUNET_EXT_LEARNING_RATE")
+    monkeypatch.setenv("NNUNET_EXT_OPTIMIZER", "sgd")
+    assert make().recipe == Recipe()
+    for wrong, message in (
+        ({"momentum": 0.9}, "nnUNetPlansSegMambaTiny.json: 'training' has 'momentum'; it may have epochs, iterations"),
+        ({"learning_rate": "fast"}, "'training' taken as NNUNET_EXT_LEARNING_RATE='fast' must be a number above 0"),
+        ([], "nnUNetPlansSegMambaTiny.json: 'training' has"),
+    ):
+        plans["configurations"]["3d_fullres"]["training"] = wrong
+        with pytest.raises(TrainingError, match=message):
+            make()
