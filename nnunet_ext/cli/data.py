@@ -1,9 +1,10 @@
-"""Check, clean, get and convert data sets in nnU-Net's raw format.
+"""Check, clean, get, draw and convert data sets in nnU-Net's raw format.
 
-  check    find damaged files, wrong headers, labels that do not fit, copies across folds
-  clean    write a repaired data set with a log of every change
-  get      download a task of the Medical Segmentation Decathlon
-  convert  BraTS, Synapse/BTCV, ACDC and AMOS folders to nnU-Net's raw format
+  check     find damaged files, wrong headers, labels that do not fit, copies across folds
+  clean     write a repaired data set with a log of every change
+  get       download a task of the Medical Segmentation Decathlon
+  phantoms  draw a small data set to try things on
+  convert   BraTS, Synapse/BTCV, ACDC and AMOS folders to nnU-Net's raw format
 
 example:
   nnunet_ext data check nnUNet_raw/Dataset004_Hippocampus -o report.html
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-COMMANDS = ("check", "clean", "get", "convert")
+COMMANDS = ("check", "clean", "get", "phantoms", "convert")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

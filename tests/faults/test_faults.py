@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on the 
 WRITERS = (
     "demo", "plan_fast", "import_weights", "slurm", "slurm_prepare", "predict", "predict_prompts", "predict_fewshot",
     "support", "evaluate", "evaluate_folds", "report", "uncertainty", "data_check", "data_clean", "data_convert",
-    "data_get",
+    "data_get", "data_phantoms",
 )  # fmt: skip
 EACH_WRITER = pytest.mark.parametrize("name", WRITERS)
 # These print only.
@@ -39,7 +39,7 @@ READERS = ("doctor", "models", "slurm_status", "slurm_resume", "slurm_select")
 # Of commands that need neither torch nor nnU-Net.
 SOME = ("evaluate", "data_clean")
 # These refuse a result that is there.
-ONCE = ("demo", "data_clean", "data_convert", "data_get")
+ONCE = ("demo", "data_clean", "data_convert", "data_get", "data_phantoms")
 # Exit status of the scenes.
 FINDS = ("demo", "data_check")
 DISK_BYTES = 24 << 20

@@ -368,6 +368,11 @@ def data_get(base: Path) -> Scene:
     return Scene(words, base, base / "out", whole=False, stubs=stubs, fixed=("--base",))
 
 
+def data_phantoms(base: Path) -> Scene:
+    words = ("data", "phantoms", "-o", str(base / "out"), "-d", "901", "--training", "1", "--test", "1", "-q")
+    return Scene(words, base, base / "out", whole=False, fixed=("--training", "--test"))
+
+
 # Words of the command -> its scenes.
 SCENES: dict[tuple[str, ...], tuple[Callable[[Path], Scene], ...]] = {
     ("demo",): (demo,),
@@ -391,6 +396,7 @@ SCENES: dict[tuple[str, ...], tuple[Callable[[Path], Scene], ...]] = {
     ("data", "clean"): (data_clean,),
     ("data", "convert"): (data_convert,),
     ("data", "get"): (data_get,),
+    ("data", "phantoms"): (data_phantoms,),
 }
 
 
