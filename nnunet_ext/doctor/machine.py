@@ -100,7 +100,7 @@ def gpu(answer: dict[str, Any]) -> list[Finding]:
 
 
 def cores(environment: dict[str, str]) -> list[Finding]:
-    """Cores this process may use against the worker processes nnU-Net would start."""
+    """Cores this process may use against the threads or processes that would prepare batches."""
     available, machine = available_cores(), os.cpu_count() or 1
     share = f"{available} of {machine} available" if available < machine else str(machine)
     findings = [Finding("cores", share)]
@@ -113,7 +113,8 @@ def cores(environment: dict[str, str]) -> list[Finding]:
             what = f"{value}: planning needs at least 1" if legal else f"{value!r} is not a number of processes"
             findings.append(Finding(name, what, "warning" if legal else "broken", remedy))
     if environment.get("nnUNet_n_proc_DA") is None and augmentation_workers(environment) > available:
-        value = f"unset: nnU-Net starts {augmentation_workers(environment)} workers on {available} cores"
+        kind = "processes" if batches_from_processes(environment) else "threads"
+        value = f"unset: training starts {augmentation_workers(environment)} {kind} for batches on {available} cores"
         remedy = f"export nnUNet_n_proc_DA={max(1, available - 1)}"
         findings.append(Finding("nnUNet_n_proc_DA", value, "warning", remedy))
     return findings
@@ -125,16 +126,23 @@ def augmentation_workers(environment: dict[str, str]) -> int:
     return min(12 if asked is None else asked, os.cpu_count() or 1)
 
 
+def batches_from_processes(environment: dict[str, str]) -> bool:
+    """Whether nnU-Net's worker processes prepare batches, each with memory of its own, instead of threads."""
+    return environment.get("NNUNET_EXT_LOADER", "").strip() == "processes"
+
+
 def memory(environment: dict[str, str]) -> list[Finding]:
     """Main memory against what nnU-Net's processes take before any data; shared memory."""
     available = available_memory_gib()
     findings = []
     if available is not None:
-        workers = augmentation_workers(environment) * 3 // 2  # half as many again for validation
+        # Threads share the training's memory; of processes validation has half as many again.
+        workers = augmentation_workers(environment) * 3 // 2 if batches_from_processes(environment) else 0
         needed = MAIN_PROCESS_GIB + WORKER_GIB * workers
         if available < needed:
-            value = f"{available:.1f} GiB available; nnU-Net's {workers} workers need about {needed:.1f} GiB"
-            remedy = "fewer workers: export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2"
+            whose = f"training and {workers} worker processes take" if workers else "training takes"
+            value = f"{available:.1f} GiB available; {whose} about {needed:.1f} GiB before any data"
+            remedy = "unset NNUNET_EXT_LOADER, or export nnUNet_n_proc_DA=2" if workers else "end other programs"
             findings.append(Finding("memory", value, "warning", remedy))
         else:
             findings.append(Finding("memory", f"{available:.1f} GiB available"))

@@ -149,14 +149,19 @@ def test_worker_counts_nnunet_cannot_use(value, status):
     assert found.get("nnUNet_n_proc_DA") == status
 
 
-def test_more_workers_than_cores_is_a_warning(monkeypatch):
+def test_more_workers_than_cores_or_memory_is_a_warning(monkeypatch):
     monkeypatch.setattr(machine, "available_cores", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    finding = machine.cores({})[-1]
-    assert (finding.status, finding.value) == ("warning", "unset: nnU-Net starts 12 workers on 2 cores")
     monkeypatch.setattr(machine, "available_memory_gib", lambda: 8.0)
-    assert machine.memory({})[0].status == "warning"
-    assert machine.memory({"nnUNet_n_proc_DA": "2"})[0].status == "ok"
+    finding = machine.cores({})[-1]
+    assert (finding.status, finding.value) == ("warning", "unset: training starts 12 threads for batches on 2 cores")
+    # Threads have no memory of their own; processes do.
+    assert machine.memory({})[0].status == "ok"
+    finding = machine.memory({"NNUNET_EXT_LOADER": "processes"})[0]
+    assert (finding.status, finding.value) == (
+        "warning", "8.0 GiB available; training and 18 worker processes take about 11.0 GiB before any data"
+    )  # fmt: skip
+    assert machine.memory({"NNUNET_EXT_LOADER": "processes", "nnUNet_n_proc_DA": "2"})[0].status == "ok"
 
 
 def test_gpus_are_listed_with_their_memory():
