@@ -8,8 +8,8 @@ examples:
 RUN is an nnU-Net result folder (Trainer__Plans__config; plans and trainers may differ), a folder of predictions, or a
 quoted glob; NAME=RUN gives it a name. The first is the baseline. A run without an evaluation is evaluated first, as
 nnunet_ext evaluate would. Folds are pooled by case. Writes the page, which needs no network, and beside it the main
-table as .csv, .md and .tex and all numbers as .json. Runs with different cases, labels, references or rules are
-refused; docs/report.md explains every number.
+table as .csv, .md and .tex, all numbers as .json, and the methods side by side on three cases as .png. Runs with
+different cases, labels, references or rules are refused; docs/report.md explains every number.
 
 Exit status: 0 the report is written, 1 it cannot be, 2 wrong usage.
 """
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.reports.overlays import label_values, overlays
     from nnunet_ext.reports.render import render
     from nnunet_ext.reports.runs import load_runs, load_test_set
+    from nnunet_ext.reports.side_by_side import rows_of, write_side_by_side
 
     runs = load_runs(
         arguments.runs,
@@ -104,6 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         predicted = load_test_set(arguments.test_set, data.methods, CONVENTIONS[arguments.convention])
         test_set = compare_runs(predicted)
     pictures, problem = overlays(data, arguments.images, arguments.reference, label_values(data))
+    try:
+        rows = rows_of(data, arguments.images, arguments.reference)
+    except UserError as error:
+        rows, problem = [], problem or str(error)
     page = render(data, pictures, problem, test_set)
     for suffix, text in (
         (".csv", tables.as_csv(data)),
@@ -115,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     if test_set is not None:
         content["test_set"] = tables.as_json(test_set)
     write_json(output.with_suffix(".json"), content)
+    if rows:
+        write_side_by_side(rows, label_values(data), output.with_suffix(".png"))
     write_text(output, page)
     for warning in data.warnings:
         print(f"nnunet_ext report: note: {one_line(warning)}", file=sys.stderr)
@@ -123,5 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
     if len(page.encode()) > _MOST_BYTES:
         print(f"nnunet_ext report: note: {one_line(output)} has {len(page.encode()) / 1e6:.1f} MB", file=sys.stderr)
     if not arguments.quiet:
-        print(f"{one_line(output)} and, beside it, .csv, .md, .tex and .json", file=sys.stderr)
+        beside = ".csv, .md, .tex, .json" + (" and .png, the methods side by side" if rows else "")
+        print(f"{one_line(output)} and, beside it, {beside}", file=sys.stderr)
     return 0

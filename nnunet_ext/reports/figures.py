@@ -49,6 +49,16 @@ class OverlayCase:
     """Mean over the foreground labels."""
     hd95_mm: float
     """Mean over the foreground labels; infinite when a label was missed or is a false alarm."""
+    upright: bool = True
+    """Whether the axes are those of a patient; a picture of two axes is as it was stored."""
+
+    @property
+    def planes(self) -> tuple[tuple[str, int, bool, str], ...]:
+        """Those of `PLANES` it has; of a single slice, that slice."""
+        if self.image.shape[0] > 1:
+            return PLANES
+        name, axis, upwards, left = PLANES[0]
+        return ((name, axis, upwards, left) if self.upright else ("image", axis, upwards, ""),)
 
 
 def read_case(
@@ -62,8 +72,10 @@ def read_case(
 ) -> OverlayCase:
     """Read the three files of a case, turned so that axial, coronal and sagittal mean what they say.
 
+    An image of two axes is one slice, as it was stored; one with colours is shown in grey.
+
     Raises:
-        UserError: a file is missing or unreadable, is not a 3D volume, or the three differ in size.
+        UserError: a file is missing or unreadable, has more axes or channels, or the three differ in size.
     """
     volumes = [_read_lps(path) for path in (image, reference, prediction)]
     for path, volume in zip((reference, prediction), volumes[1:], strict=True):
@@ -72,8 +84,15 @@ def read_case(
                 f"{path} has {volume.GetSize()} voxels but {image} has {volumes[0].GetSize()}; "
                 "an overlay needs an image and masks on the same grid"
             )
+        if volume.GetNumberOfComponentsPerPixel() != 1:
+            raise UserError(f"{path} has {volume.GetNumberOfComponentsPerPixel()} channels; a label map has one")
     scan, truth, guess = (sitk.GetArrayFromImage(volume) for volume in volumes)
-    return OverlayCase(name, scan, truth, guess, volumes[0].GetSpacing()[::-1], dice, hd95_mm)
+    if volumes[0].GetNumberOfComponentsPerPixel() > 1:
+        scan = scan.mean(axis=-1)
+    if volumes[0].GetDimension() == 3:
+        return OverlayCase(name, scan, truth, guess, volumes[0].GetSpacing()[::-1], dice, hd95_mm)
+    spacing = (1.0, *volumes[0].GetSpacing()[::-1])
+    return OverlayCase(name, scan[None], truth[None], guess[None], spacing, dice, hd95_mm, upright=False)
 
 
 def worst_median_best(dice: Mapping[str, float]) -> dict[str, str]:
@@ -123,10 +142,10 @@ def overlay_figure(cases: Mapping[str, OverlayCase], labels: Mapping[str, Sequen
     # A part of its own per case, so that captions lie above their planes however flat these are.
     parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
     for part, (role, case) in zip(parts, cases.items(), strict=True):
-        row = part.subplots(1, len(PLANES))
+        row = part.subplots(1, len(case.planes), squeeze=False)[0]
         box = crop(case)
         low, high = np.percentile(case.image[box], (1, 99.5))
-        for axes, (plane, axis, upwards, left) in zip(row, PLANES, strict=True):
+        for axes, (plane, axis, upwards, left) in zip(row, case.planes, strict=True):
             _draw_plane(axes, case, box, axis, upwards, (low, high), labels, colour)
             axes.set_title(plane, fontsize=9)
             axes.text(0.02, 0.5, left, transform=axes.transAxes, color="white", fontsize=9, va="center")
@@ -202,6 +221,8 @@ def _millimetres(value: float) -> str:
 
 def _read_lps(path: str | os.PathLike[str]) -> sitk.Image:
     image = read_image(path)
+    if image.GetDimension() == 2:
+        return image
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UserError(f"{path} is not a 3D volume with one channel; overlays are drawn of those only")
+        raise UserError(f"{path} is no 2D image and no 3D volume with one channel; overlays are drawn of these only")
     return sitk.DICOMOrient(image, "LPS")

@@ -21,7 +21,6 @@ from nnunet_ext.reports.comparison import MEAN, Comparison
 from nnunet_ext.reports.evaluation_file import ScoredCase
 from nnunet_ext.reports.figures import (
     COLOURS,
-    PLANES,
     OverlayCase,
     crop,
     most_disagreement,
@@ -53,7 +52,7 @@ def overlays(
         for role, name in worst_median_best(dice).items():
             case = run.cases[name]
             try:
-                drawn = _read(run, case, images, references, dice[name], _hd95(data, run, name))
+                drawn = read_scored_case(run, case, images, references, dice[name], _hd95(data, run, name))
             except UserError as error:
                 problems.append(str(error))
                 continue
@@ -78,9 +77,14 @@ def _hd95(data: Comparison, run: Method, case: str) -> float:
     return values[case] if values else math.nan
 
 
-def _read(
+def read_scored_case(
     run: Method, case: ScoredCase, images: Path | None, references: Path | None, dice: float, hd95: float
 ) -> OverlayCase:
+    """Image, reference and prediction of a method's case.
+
+    Raises:
+        UserError: a file is not there, or cannot be drawn.
+    """
     reference = case.reference
     if not reference.is_file() and references is not None:
         reference = references / reference.name
@@ -114,7 +118,7 @@ def _row(role: str, case: OverlayCase, members: Mapping[str, Sequence[int]], fac
     hd95 = "" if math.isnan(case.hd95_mm) else f", HD95 {case.hd95_mm:.1f} mm"
     hd95 += f" ({missed} label(s) missed or false)" if missed else ""
     planes = []
-    for name, axis, upwards, left in PLANES:
+    for name, axis, upwards, left in case.planes:
         index = most_disagreement(case, axis)
         plane = tuple(index if a == axis else box[a] for a in range(3))
         height_mm, width_mm = (case.spacing_mm[a] for a in range(3) if a != axis)
@@ -133,11 +137,17 @@ def _row(role: str, case: OverlayCase, members: Mapping[str, Sequence[int]], fac
         planes.append(
             f'<figure><svg class="scan" viewBox="0 0 {columns * width_mm:.2f} {rows * height_mm:.2f}" role="img" '
             f'aria-label="{escape(case.name)} {name}"><image {size} preserveAspectRatio="none" '
-            f'href="{_data_url(grey)}"/>{paths}</svg><figcaption>{name}, slice {index + 1} of '
-            f"{case.image.shape[axis]} (left: {left})</figcaption></figure>"
+            f'href="{_data_url(grey)}"/>{paths}</svg><figcaption>'
+            f"{_where(case, name, axis, index, left)}</figcaption></figure>"
         )
     title = f"{role}: {escape(case.name)}, Dice {case.dice:.3f}{hd95}"
     return f'<div class="case"><p>{title}</p><div class="planes">{"".join(planes)}</div></div>'
+
+
+def _where(case: OverlayCase, name: str, axis: int, index: int, left: str) -> str:
+    slices = case.image.shape[axis]
+    side = f" (left: {left})" if left else ""
+    return f"{name}{side}" if slices == 1 else f"{name}, slice {index + 1} of {slices}{side}"
 
 
 def _contour(mask: np.ndarray, width_mm: float, height_mm: float) -> str:

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.reports.figures import COLOURS, OverlayCase, overlay_figure, read_case, worst_median_best, write_overlay
+from nnunet_ext.reports.side_by_side import Row, side_by_side_figure
 
 LABELS = {"organ": (1,), "lesion": (2,), "organ with lesion": (1, 2)}
 
@@ -122,19 +123,52 @@ def test_read_case_turns_volumes_upright(tmp_path):
 def test_read_case_names_the_file_at_fault(tmp_path):
     good = write(np.zeros((4, 5, 6), np.uint8), tmp_path / "good.nii.gz")
     other = write(np.zeros((4, 5, 7), np.uint8), tmp_path / "other.nii.gz")
-    flat = tmp_path / "flat.nii.gz"
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.uint8)), str(flat))
+    colours = tmp_path / "colours.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(colours))
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(good.read_bytes()[:40])
     for path, reason in (
         (other, "same grid"),
-        (flat, "3D volume"),
+        (colours, "no 2D image and no 3D volume with one channel"),
         (broken, "damaged or cut short"),
         ("no.nii.gz", "does not exist"),
     ):
         with pytest.raises(UserError, match=reason) as raised:
             read_case("a", good, path, good, dice=1.0, hd95_mm=0.0)
         assert str(path) in str(raised.value)
+
+
+def test_an_image_of_two_axes_is_one_plane_as_it_was_stored(tmp_path):
+    grey, colour, mask = (tmp_path / f"{name}.png" for name in ("grey", "colour", "mask"))
+    picture = np.zeros((30, 40), np.uint8)
+    picture[2:5, 30:38] = 200
+    sitk.WriteImage(sitk.GetImageFromArray(picture), str(grey))
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([picture] * 3, -1), isVector=True), str(colour))
+    sitk.WriteImage(sitk.GetImageFromArray((picture > 0).astype(np.uint8)), str(mask))
+    for image in (grey, colour):
+        case = read_case("a", image, mask, mask, dice=1.0, hd95_mm=0.0)
+        assert case.image.shape == (1, 30, 40) and case.image[0, 2, 30] == 200
+        (axes,) = overlay_figure({"only": case}, {"head": (1,)}).axes
+        assert axes.yaxis_inverted() and axes.get_title() == "image"
+    with pytest.raises(UserError, match=r"colour.png has 3 channels; a label map has one"):
+        read_case("a", grey, colour, mask, dice=1.0, hd95_mm=0.0)
+
+
+def test_methods_side_by_side_share_slice_and_colours():
+    reference = np.array([[1, 1, 0], [2, 0, 0]])
+    found = {"ours": (np.array([[1, 0, 0], [2, 0, 0]]), 0.8), "theirs": (np.zeros((2, 3), int), 0.0)}
+    row = Row("worst: a", np.arange(6).reshape(2, 3), reference, found, aspect=2.0)
+    figure = side_by_side_figure([row, row], {"organ": (1,), "lesion": (2,)})
+    first = figure.axes[:4]
+    assert [axes.get_title() for axes in first] == ["image", "reference", "ours", "theirs"]
+    assert [axes.get_xlabel() for axes in first] == ["worst: a", "", "Dice 0.800", "Dice 0.000"]
+    assert {axes.get_aspect() for axes in figure.axes} == {2.0}
+    plain, of_reference, of_ours, of_theirs = (axes.get_images()[0].get_array() for axes in first)
+    assert ((plain != of_reference).any(-1) == (reference > 0)).all()
+    assert ((plain != of_ours).any(-1) == (found["ours"][0] > 0)).all() and (plain == of_theirs).all()
+    # The hue of a label is the same for all.
+    np.testing.assert_array_equal(of_reference[0, 0], of_ours[0, 0])
+    np.testing.assert_allclose(of_ours[1, 0], 0.45 * plain[1, 0] + 0.55 * np.array(to_rgb(COLOURS[1])))
 
 
 def test_pyplot_is_left_alone():

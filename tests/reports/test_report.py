@@ -56,7 +56,7 @@ def strict_json(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_command_writes_a_page_that_needs_nothing_and_the_table_in_four_forms(base):
+def test_command_writes_a_page_that_needs_nothing_the_table_in_four_forms_and_a_picture(base):
     pattern = str(base / "results" / DATASET / "*")
     done = subprocess.run(
         [sys.executable, "-m", "nnunet_ext", "report", pattern, "-o", "out/r.html", "-n1"],
@@ -64,7 +64,7 @@ def test_command_writes_a_page_that_needs_nothing_and_the_table_in_four_forms(ba
     )  # fmt: skip
     assert "With 12 cases the intervals are too narrow" in done.stderr and done.stdout == ""
     out = base / "out"
-    assert sorted(p.name for p in out.iterdir()) == ["r.csv", "r.html", "r.json", "r.md", "r.tex"]
+    assert sorted(p.name for p in out.iterdir()) == ["r.csv", "r.html", "r.json", "r.md", "r.png", "r.tex"]
     page = (out / "r.html").read_text()
     assert len(page) < 3e6 and 'http-equiv="Content-Security-Policy"' in page
     assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:|#)[a-z/]+", page)
