@@ -1,10 +1,11 @@
 """Check, clean, get, draw and convert data sets in nnU-Net's raw format.
 
-  check     find damaged files, wrong headers, labels that do not fit, copies across folds
-  clean     write a repaired data set with a log of every change
-  get       download a task of the Medical Segmentation Decathlon
-  phantoms  draw a small data set to try things on
-  convert   BraTS, Synapse/BTCV, ACDC and AMOS folders to nnU-Net's raw format
+  check      find damaged files, wrong headers, labels that do not fit, copies across folds
+  clean      write a repaired data set with a log of every change
+  get        download a task of the Medical Segmentation Decathlon
+  phantoms   draw a small data set to try things on
+  convert    DICOM, BraTS, Synapse/BTCV, ACDC and AMOS folders to nnU-Net's raw format
+  dicom-seg  label maps to DICOM SEG
 
 example:
   nnunet_ext data check nnUNet_raw/Dataset004_Hippocampus -o report.html
@@ -17,13 +18,13 @@ from __future__ import annotations
 import argparse
 import importlib
 
-COMMANDS = ("check", "clean", "get", "phantoms", "convert")
+COMMANDS = ("check", "clean", "get", "phantoms", "convert", "dicom-seg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="|".join(COMMANDS))
     for name in COMMANDS:
-        module = importlib.import_module(f"nnunet_ext.cli.data_{name}")
+        module = importlib.import_module(f"nnunet_ext.cli.data_{name.replace('-', '_')}")
         sub = commands.add_parser(
             name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )

@@ -23,6 +23,8 @@ COMMANDS = {
     "models": "list the trainers, what they need and where they come from",
     "plan": "write plans that size a network for a preprocessed data set",
     "import-weights": "fit published weights to a data set, for fine-tuning",
+    "export-model": "write a trained model as one file, with its licence and checksums",
+    "import-model": "install the file of a model, after checking it, where prediction finds it",
     "slurm": "cross-validations as batch jobs: write, submit, watch and resume them; or run them here",
     "predict": "nnUNetv2_predict in one process: exact fast export, bf16 on CPUs, no case lost to another",
     "predict-prompts": "segment by clicks and masks from prompt files (SAM-Med3D)",

@@ -5,6 +5,9 @@ for MedSegDiff-V2, whose noise here follows the place in the image, so that over
 added: --precision bf16 (processors with bf16 units take half the time or less), progress with the time left, files that
 are whole or absent, a damaged image does not stop the others, and --continue_prediction looks into the files.
 
+With --runtime onnxruntime networks that export-model --onnx wrote take the place of torch's; all around them, from
+resampling to the mean over windows, mirrors and folds, stays as it is.
+
 A model's folder of others is safe to open as far as its checkpoints go: those that hold more than tensors and plain
 values are refused, unless --trust says to load them as nnU-Net does. Its plans.json names classes that are imported.
 
@@ -22,7 +25,7 @@ import sys
 from pathlib import Path
 
 from nnunet_ext.cli.device import chosen_device
-from nnunet_ext.datasets import find_dataset
+from nnunet_ext.cli.trained_model import trained_model
 from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 
@@ -52,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-part_id", type=int, default=0, metavar="K", help="which of them this is, from 0")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: nnU-Net's, fp16 on cuda")
+    parser.add_argument(
+        "--runtime", choices=("torch", "onnxruntime"), default="torch", help="what runs the network (%(default)s)"
+    )
+    parser.add_argument(
+        "--provider", metavar="NAME", help="of onnxruntime, such as CUDAExecutionProvider (CPUExecutionProvider)"
+    )
     parser.add_argument("--disable_progress_bar", action="store_true", help="one line per case only")
     parser.add_argument("--not_on_device", action="store_true", help="results in main memory, for large cases on cuda")
     parser.add_argument("--verbose", action="store_true", help="what nnU-Net has to say")
@@ -69,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_ext.inference.predictor import FolderPredictor, cases_of, is_complete, write_arguments
     from nnunet_ext.machine import available_cores
 
-    arguments.device = chosen_device(arguments.device, "predict")
+    onnx = arguments.runtime == "onnxruntime"
+    arguments.device = "cpu" if onnx else chosen_device(arguments.device, "predict")
     cores = available_cores()
     if arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores)
@@ -83,7 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         allow_tqdm=False,
     )
     folds = [fold if fold == "all" else int(fold) for fold in arguments.f]
-    open_model_folder(predictor, _model_folder(arguments), folds, arguments.chk, trust=arguments.trust)
+    if onnx:
+        from nnunet_ext.inference.onnx_model import CPU, open_onnx_folder
+
+        name = f"{Path(arguments.chk).stem}.onnx"
+        open_onnx_folder(predictor, trained_model(arguments), folds, name, arguments.provider or CPU)
+    else:
+        open_model_folder(predictor, trained_model(arguments), folds, arguments.chk, trust=arguments.trust)
     previous = predictor.configuration_manager.previous_stage_name
     if previous and arguments.prev_stage_predictions is None:
         raise UserError(f"this is the second stage of a cascade; give -prev_stage_predictions of {previous}")
@@ -128,31 +144,10 @@ def _problem(arguments: argparse.Namespace) -> str | None:
         return f"-part_id {arguments.part_id} must be from 0 to {arguments.num_parts - 1} (-num_parts - 1)"
     if not 0 < arguments.step_size <= 1:
         return f"-step_size {arguments.step_size} must be above 0 and at most 1"
+    if arguments.runtime == "torch" and arguments.provider:
+        return "--provider goes with --runtime onnxruntime"
+    if arguments.runtime == "onnxruntime" and (arguments.device not in (None, "cpu") or arguments.precision):
+        return "-device and --precision go with --runtime torch; onnxruntime has --provider, and computes in fp32"
     if any(fold != "all" and decimal(fold) is None for fold in arguments.f):
         return f"-f {' '.join(arguments.f)} must be numbers or all"
     return None
-
-
-def _model_folder(arguments: argparse.Namespace) -> Path:
-    """The folder of the trained model, which `open_model_folder` looks into.
-
-    Raises:
-        UserError: there is none.
-    """
-    if arguments.m is not None:
-        return arguments.m
-    if not os.environ.get("nnUNet_results"):
-        raise UserError("nnUNet_results is not set; export it, or give the model's folder with -m")
-    dataset = find_dataset(arguments.d, "nnUNet_results", remedy="train first, or give the model's folder with -m")
-    folder = dataset / f"{arguments.tr}__{arguments.p}__{arguments.c}"
-    if not folder.is_dir():
-        there = "; ".join(_trained(dataset)) or "none"
-        raise UserError(f"{folder} does not exist; the models of {dataset.name} that are trained: {there}")
-    return folder
-
-
-def _trained(dataset: Path) -> list[str]:
-    """The options of every model with a checkpoint in a data set's results."""
-    folders = sorted({path.parent.parent for path in dataset.glob("*__*__*/fold_*/checkpoint_*.pth")})
-    parts = [folder.name.split("__") for folder in folders]
-    return [f"-tr {own[0]} -p {own[1]} -c {own[2]}" for own in parts if len(own) == 3]

@@ -31,6 +31,7 @@ def open_model_folder(
     checkpoint: str = "checkpoint_final.pth",
     *,
     trust: bool = False,
+    otherwise: str = _OTHERWISE,
 ) -> None:
     """Initialise a predictor with a trained model, as its own `initialize_from_trained_model_folder` does.
 
@@ -40,6 +41,7 @@ def open_model_folder(
         folds: numbers or "all", whose predictions are averaged; None takes the first there is.
         checkpoint: name of the file in the folder of each fold.
         trust: read checkpoints as nnU-Net does, which runs whatever they hold, and call whatever the plans name.
+        otherwise: what to do about a model that needs `trust`, for the message.
 
     Raises:
         UserError: a file is missing or damaged, a checkpoint holds more than tensors and plain values, or the files do
@@ -48,7 +50,7 @@ def open_model_folder(
     lookup.enable()
     dataset = read_dataset_json(folder)
     paths = _checkpoints(folder, folds, checkpoint)
-    contents = [read_training_checkpoint(path, trust) for path in paths]
+    contents = [read_training_checkpoint(path, trust, otherwise) for path in paths]
     first, name = contents[0], contents[0]["init_args"]["configuration"]
     manager, settings = read_plans(folder, name, dataset)
     axes = first.get("inference_allowed_mirroring_axes")
@@ -56,7 +58,7 @@ def open_model_folder(
         raise UserError(f"{paths[0]} allows mirroring along the axes {shown(list(axes))}, which {name} does not have")
     weights = [content["network_weights"] for content in contents]
     if not trust:
-        _check_trust(folder / "plans.json", settings)
+        _check_trust(folder / "plans.json", settings, otherwise)
     network = _build(folder, first["trainer_name"], manager, settings, dataset, weights[0])
     # The first fold's last, because they stay.
     for path, parameters in reversed(list(zip(paths, weights, strict=True))):
@@ -76,13 +78,13 @@ def _checkpoints(folder: Path, folds: Sequence[str | int] | None, checkpoint: st
     return [folder / f"fold_{fold}" / checkpoint for fold in folds or there[:1]]
 
 
-def read_training_checkpoint(path: Path, trust: bool = False) -> Mapping[str, Any]:
+def read_training_checkpoint(path: Path, trust: bool = False, otherwise: str = _OTHERWISE) -> Mapping[str, Any]:
     """A checkpoint of nnU-Net's training, with the entries that prediction uses of the types nnU-Net gives them.
 
     Raises:
         UserError: it is missing, damaged, something else, or holds more than tensors and plain values without `trust`.
     """
-    content = read_trusted(path) if trust else read_without_code(path, _OTHERWISE)
+    content = read_trusted(path) if trust else read_without_code(path, otherwise)
 
     def wrong(what: str) -> UserError:
         return UserError(f"{path} is no checkpoint of nnU-Net: {what}; restore it or train again")
@@ -121,7 +123,7 @@ def find_trainer(name: str, trained: str) -> Any:
         ) from None
 
 
-def _check_trust(plans: Path, settings: ConfigurationManager) -> None:
+def _check_trust(plans: Path, settings: ConfigurationManager, otherwise: str) -> None:
     """Ask the class that plans name whether it would call more than classes of networks on their behalf.
 
     Raises:
@@ -133,7 +135,7 @@ def _check_trust(plans: Path, settings: ConfigurationManager) -> None:
     except Exception as error:  # what they name is imported on the way
         raise UserError(f"{plans} describes a network that does not work ({reason_of(error)[:300]})") from None
     if reason:
-        raise UserError(f"{plans} names {reason}; {_OTHERWISE}")
+        raise UserError(f"{plans} names {reason}; {otherwise}")
 
 
 def _build(

@@ -124,13 +124,13 @@ class FolderPredictor(nnUNetPredictor):
         writers = max(1, min(threads if export_threads is None else export_threads, len(cases)))
         threads = max(1, min(threads, len(cases)))
         with ThreadPoolExecutor(threads) as before, ThreadPoolExecutor(writers) as behind:
-            waiting = [before.submit(self._prepare, case) for case in cases[:threads]]
+            waiting = [before.submit(self.prepare, case) for case in cases[:threads]]
             exports: list[Future[Done]] = []
             for position, case in enumerate(cases):
                 try:
                     data, properties = waiting.pop(0).result()
                     if position + threads < len(cases):
-                        waiting.append(before.submit(self._prepare, cases[position + threads]))
+                        waiting.append(before.submit(self.prepare, cases[position + threads]))
                     started = time.perf_counter()
                     if samples_folder is None:
                         logits, samples = self._predict_whole(data), None
@@ -139,7 +139,7 @@ class FolderPredictor(nnUNetPredictor):
                     seconds = time.perf_counter() - started
                 except Exception as error:  # whatever it is, the other cases can be predicted
                     if position + threads < len(cases) and len(waiting) < threads:
-                        waiting.append(before.submit(self._prepare, cases[position + threads]))
+                        waiting.append(before.submit(self.prepare, cases[position + threads]))
                     yield Done(case, 0.0, reason_of(error))
                     continue
                 drawn = None if samples is None or samples_folder is None else (samples_folder, samples)
@@ -161,7 +161,8 @@ class FolderPredictor(nnUNetPredictor):
         """Whether nnU-Net's reader of this model takes several channels from one file."""
         return issubclass(self.plans_manager.image_reader_writer_class, NaturalImage2DIO)
 
-    def _prepare(self, case: PredictionCase) -> tuple[torch.Tensor, dict]:
+    def prepare(self, case: PredictionCase) -> tuple[torch.Tensor, dict]:
+        """The preprocessed image (channels, *grid) of a case, and what its preprocessing noted."""
         for path in (*case.images, *([case.previous_stage] if case.previous_stage else [])):
             check_whole(path)
         if self.colours:

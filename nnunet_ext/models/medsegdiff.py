@@ -74,4 +74,5 @@ MODEL = Model(
     from_patch="nnunet_ext.architectures.medsegdiff.geometry:from_patch",
     step="nnunet_ext.steps.medsegdiff",
     optimiser_slots=2,
+    no_onnx="a label map is the end of a loop of noise and denoising, of which a graph holds one step",
 )

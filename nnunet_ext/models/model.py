@@ -111,6 +111,8 @@ class Model:
         hint: what to know when a configuration is refused.
         accelerators: optional packages that make it faster.
         weights: published ones.
+        training_images: of a checkpoint's weights, the one that holds images of the training data; None if none does.
+        no_onnx: why its networks cannot be written as ONNX; empty where they can, or where it is tried.
     """
 
     name: str
@@ -137,6 +139,8 @@ class Model:
     hint: str = ""
     accelerators: tuple[str, ...] = ()
     weights: Weights | None = None
+    training_images: str | None = None
+    no_onnx: str = ""
 
     def build(self, input_channels: int, num_classes: int, deep_supervision: bool, arguments: Mapping[str, Any]) -> Any:
         """The network, with keyword arguments as plans carry them.

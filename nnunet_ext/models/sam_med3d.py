@@ -95,4 +95,5 @@ MODEL = Model(
         files=(WeightsFile("sam_med3d_turbo.pth", "the authors' collection of public data sets"),),
         transfer="nnunet_ext.checkpoints.sam_med3d:transfer",
     ),
+    no_onnx="it segments in rounds of clicks, each of which depends on the last answer",
 )

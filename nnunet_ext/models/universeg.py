@@ -41,4 +41,6 @@ MODEL = Model(
         files=(WeightsFile("universeg_v1_nf64_ss64_STA.pt", "MegaMedical, the authors' collection"),),
         transfer="nnunet_ext.checkpoints.universeg:transfer",
     ),
+    training_images="support_images",
+    no_onnx="it chooses the images that support a slice by looking at the slice",
 )

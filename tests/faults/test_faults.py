@@ -21,17 +21,18 @@ from xml.etree import ElementTree
 import pytest
 from helpers.forks import Server
 from helpers.scenes import SCENES
+from pydicom import dcmread
 
 from nnunet_ext.errors import UserError
 from nnunet_ext.image_files import check_whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on the interpreter's system")
 
-# Those that write; plan with a model writes as the other plan does.
+# Those that write; plan with a model and predict by onnxruntime write as the others of that name.
 WRITERS = (
     "demo", "plan_fast", "import_weights", "slurm", "slurm_prepare", "predict", "predict_prompts", "predict_fewshot",
     "support", "evaluate", "evaluate_folds", "report", "uncertainty", "data_check", "data_clean", "data_convert",
-    "data_get", "data_phantoms",
+    "data_get", "data_phantoms", "export_model", "import_model", "data_convert_dicom", "data_dicom_seg",
 )  # fmt: skip
 EACH_WRITER = pytest.mark.parametrize("name", WRITERS)
 # These print only.
@@ -39,7 +40,9 @@ READERS = ("doctor", "models", "slurm_status", "slurm_resume", "slurm_select")
 # Of commands that need neither torch nor nnU-Net.
 SOME = ("evaluate", "data_clean")
 # These refuse a result that is there.
-ONCE = ("demo", "data_clean", "data_convert", "data_get", "data_phantoms")
+ONCE = (
+    "demo", "data_clean", "data_convert", "data_get", "data_phantoms", "import_model", "data_convert_dicom",
+)  # fmt: skip
 # Exit status of the scenes.
 FINDS = ("demo", "data_check")
 DISK_BYTES = 24 << 20
@@ -54,7 +57,7 @@ def server():
 
 def test_every_command_that_writes_is_here():
     made = {builder.__name__ for builders in SCENES.values() for builder in builders}
-    assert made == {*WRITERS, *READERS, "plan_model"}
+    assert made == {*WRITERS, *READERS, "plan_model", "predict_onnx"}
 
 
 class Stage:
@@ -116,7 +119,7 @@ def is_whole(path: Path) -> bool:
             json.loads(path.read_text())
         elif path.suffix == ".html":
             return path.read_text().rstrip().endswith("</html>")
-        elif path.suffix in (".pth", ".pt"):
+        elif path.suffix in (".pth", ".pt", ".zip"):
             return zipfile.ZipFile(path).testzip() is None
         elif path.suffix == ".svg":
             ElementTree.parse(path)
@@ -124,6 +127,8 @@ def is_whole(path: Path) -> bool:
             check_whole(path)
         elif path.suffix == ".png":
             return path.read_bytes()[-8:-4] == b"IEND"
+        elif path.suffix == ".dcm":
+            return len(dcmread(path).pixel_array) > 0
         elif path.suffix == ".tar":
             return tarfile.is_tarfile(path)
         else:

@@ -78,7 +78,7 @@ def options(scene: Scene) -> list[argparse.Action]:
     module = importlib.import_module("nnunet_ext.cli." + name.replace("-", "_"))
     inner = getattr(module, "COMMANDS", ())
     if sub in inner:
-        module = importlib.import_module(f"nnunet_ext.cli.{name}_{sub}")
+        module = importlib.import_module(f"nnunet_ext.cli.{name}_{sub.replace('-', '_')}")
     module.add_arguments(parser)
     return [
         action for action in parser._actions
@@ -200,7 +200,7 @@ def whole(path: Path) -> bool:
     try:
         if path.suffix == ".json":
             json.loads(path.read_text())
-        elif path.suffix in (".pth", ".pt"):
+        elif path.suffix in (".pth", ".pt", ".zip"):
             return zipfile.ZipFile(path).testzip() is None
         elif path.name.endswith((".nii.gz", ".nii", ".png")):
             check_whole(path)

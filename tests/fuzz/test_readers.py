@@ -8,6 +8,7 @@ import json
 import random
 import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from nnunet_ext.ops import causal_conv1d, selective_scan
 from nnunet_ext.plans import files as plans_files
 from nnunet_ext.prompts import files as prompts
 from nnunet_ext.reports import evaluation_file, training_records
+from nnunet_ext.sharing import archive as archives
+from nnunet_ext.sharing import manifest
 from nnunet_ext.slurm import progress
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.settings import TrainingSettings
@@ -96,6 +99,18 @@ def read_archive(path: Path) -> None:
             file.read(1 << 20)
 
 
+MANIFEST = manifest.Manifest("Dataset007_Toy", "T__P__c", ("0",), "CC0", "toys", 0, {"torch": "2"}, {"a": "0" * 64})
+
+
+def read_packed(path: Path) -> None:
+    """The file as a member of a packed one, and as the packed one."""
+    with zipfile.ZipFile(path.with_name("a.zip"), "w") as packed:
+        packed.write(path, "a/b")
+    for name in (path.with_name("a.zip"), path):
+        with archives.opened(name) as found:
+            archives.unpack(name, found, lambda member: None, int)
+
+
 MARKUPS = {"markups": [{
     "type": "Fiducial", "coordinateSystem": "LPS",
     "controlPoints": [{"label": "liver", "position": [3.0, 4.0, 5.0], "positionStatus": "defined"}],
@@ -134,6 +149,10 @@ KINDS: dict[str, tuple[Callable[[Path], Path], tuple[Callable, ...]]] = {
          lambda path: plans_files.read_plans(path, "restore it"), training_records.read_plans),
     ),
     "splits": (lambda folder: text(folder, "s.json", [{"train": ["a"], "val": ["b"]}]), (splits.read_splits,)),
+    "manifest": (
+        lambda folder: text(folder, manifest.NAME, MANIFEST.content()),
+        (manifest.read_manifest, read_packed),
+    ),
     "run.json": (
         lambda folder: text(folder, "run.json", toy_runs.run_record(3, 0)),
         (training_records.read_run_record, lambda path: run_record.read_record(str(path.parent))),
@@ -171,6 +190,9 @@ ELSEWHERE = {
     "few_shot.folder.read_support": "predict-fewshot", "reports.figures.read_case": "demo, report",
     "slurm.status.read_status": "slurm status", "inference.model_files.read_dataset_json": "model",
     "inference.model_folder.read_training_checkpoint": "predict, import-weights",
+    "dicom.headers.read_header": "read_contents", "dicom.series.read_series": "data convert dicom",
+    "dicom.headers.read_contents": "data convert dicom", "dicom.drawn.read_drawn": "data convert dicom",
+    "inference.onnx_model.read_onnx_metadata": "predict by onnxruntime",
     "plans.write.read_base_plans": "plan", "plans.write.read_description": "plan",
 }  # fmt: skip
 

@@ -204,6 +204,40 @@ def predict(base: Path) -> Scene:
     )  # fmt: skip
 
 
+def predict_onnx(base: Path) -> Scene:
+    from helpers.onnx_models import write_onnx_model
+
+    model = write_onnx_model(base)
+    write_image(base / "images" / "a_0000.nii.gz", volume(0, (8, 16, 16))[0], (2.2, 2.2, 5.0))
+    words = ("predict", "-m", str(model), "-i", str(base / "images"), "-o", str(base / "out"), "-f", "0")
+    return Scene(
+        (*words, "--runtime", "onnxruntime", "--disable_progress_bar"), base, base / "out", whole=False,
+        chatter=r"^a: |vnl_svd|^WARNING: In |^NiftiImageIO |^$|  \d+\.\d s$|cases are there already|^nnunet_ext: ",
+        fixed=("-step_size", "--verbose", "--runtime"), weight=1,
+    )  # fmt: skip
+
+
+def _shared_model(base: Path) -> Path:
+    from helpers.model_folders import write_model
+
+    facts = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    return write_model(base / DATASET, {**facts, "licence": "CC0", "name": "toys", "training": []})
+
+
+def export_model(base: Path) -> Scene:
+    words = ("export-model", "-m", str(_shared_model(base)), "-o", str(base / "out.zip"))
+    return Scene(words, base, base / "out.zip", chatter="^Dataset007_Toy/|^next: ", weight=2)
+
+
+def import_model(base: Path) -> Scene:
+    words = ("export-model", "-m", str(_shared_model(base)), "-o", str(base / "model.zip"))
+    assert main(words) == 0
+    shutil.rmtree(base / DATASET)
+    words = ("import-model", str(base / "model.zip"), "-o", str(base / "out"), "-q")
+    chatter = "^licence: |^left out: |^next: |^it carries "
+    return Scene(words, base, base / "out", chatter=chatter, weight=2)
+
+
 PROMPTS = {
     "version": 1, "space": "voxel", "unit": "voxel",
     "objects": [{"label": 1, "name": "liver", "points": [{"xyz": [8, 8, 4], "positive": True}]}],
@@ -349,6 +383,30 @@ def data_convert(base: Path) -> Scene:
     return Scene(words, base, base / "Dataset027_ACDC", chatter="^folds in ")
 
 
+def _clinic(base: Path) -> Path:
+    from helpers.dicom_files import square, write_rtstruct, write_series
+
+    labels = volume(0, (4, 12, 10))[1]
+    case = write_series(base / "clinic" / "a", labels.astype(np.int16) * 50)
+    write_rtstruct(case / "rt.dcm", {"organ": [(1, square(2.5, 8.5)), (2, square(2.5, 8.5))]})
+    return base / "clinic"
+
+
+def data_convert_dicom(base: Path) -> Scene:
+    words = ("data", "convert", "dicom", str(_clinic(base)), str(base / "Dataset040_Toy"), "-q")
+    return Scene(words, base, base / "Dataset040_Toy", weight=2)
+
+
+def data_dicom_seg(base: Path) -> Scene:
+    clinic = _clinic(base)
+    assert main(["data", "convert", "dicom", str(clinic), str(base / "Dataset040_Toy"), "-q"]) == 0
+    (base / "Dataset040_Toy" / "labelsTr").rename(base / "labels")
+    (base / "Dataset040_Toy" / "dataset.json").rename(base / "labels" / "dataset.json")
+    shutil.rmtree(base / "Dataset040_Toy")
+    words = ("data", "dicom-seg", str(base / "labels"), str(clinic), str(base / "out"), "-q")
+    return Scene(words, base, base / "out", weight=2)
+
+
 def data_get(base: Path) -> Scene:
     archive = base / "archive.tar"
     archive.write_bytes(decathlon(base))
@@ -380,12 +438,14 @@ SCENES: dict[tuple[str, ...], tuple[Callable[[Path], Scene], ...]] = {
     ("models",): (models,),
     ("plan",): (plan_fast, plan_model),
     ("import-weights",): (import_weights,),
+    ("export-model",): (export_model,),
+    ("import-model",): (import_model,),
     ("slurm",): (slurm,),
     ("slurm", "status"): (slurm_status,),
     ("slurm", "resume"): (slurm_resume,),
     ("slurm", "prepare"): (slurm_prepare,),
     ("slurm", "select"): (slurm_select,),
-    ("predict",): (predict,),
+    ("predict",): (predict, predict_onnx),
     ("predict-prompts",): (predict_prompts,),
     ("predict-fewshot",): (predict_fewshot,),
     ("support",): (support,),
@@ -394,7 +454,8 @@ SCENES: dict[tuple[str, ...], tuple[Callable[[Path], Scene], ...]] = {
     ("uncertainty",): (uncertainty,),
     ("data", "check"): (data_check,),
     ("data", "clean"): (data_clean,),
-    ("data", "convert"): (data_convert,),
+    ("data", "convert"): (data_convert, data_convert_dicom),
+    ("data", "dicom-seg"): (data_dicom_seg,),
     ("data", "get"): (data_get,),
     ("data", "phantoms"): (data_phantoms,),
 }

@@ -17,6 +17,8 @@ For every batch entry b, channel d, state n and step t
 | `chunked`   | plain PyTorch, parallel over chunks of the sequence    | everywhere     |
 | `mamba_ssm` | the CUDA kernel of mamba-ssm, when its build works     | CUDA           |
 
+and, while a network is exported, `exported`, whose loops become those of the exported graph.
+
 A backend is one module with `scan(...)` and `why_not(device)`; `_BACKENDS` names it here. All arithmetic is float32
 (float64 for float64 inputs), also under autocast: the state decays over up to 262,144 steps.
 """
@@ -29,7 +31,7 @@ from torch import Tensor
 from nnunet_ext.ops import backends
 from nnunet_ext.ops.backends import HALVES, SINGLE_AND_DOUBLE, Backend
 from nnunet_ext.ops.order import check_orientation, reorder, restore
-from nnunet_ext.ops.selective_scan import chunked, cpu, gpu, mamba_cuda, reference
+from nnunet_ext.ops.selective_scan import chunked, cpu, exported, gpu, mamba_cuda, reference
 
 ENVIRONMENT_VARIABLE = "NNUNET_EXT_SCAN"
 
@@ -42,6 +44,7 @@ _BACKENDS = (
     Backend("reference", reference.scan, reference.why_not, SINGLE_AND_DOUBLE),
 )
 _TABLE = {backend.name: backend for backend in _BACKENDS}
+_EXPORTED = Backend("exported", exported.scan, exported.why_not, SINGLE_AND_DOUBLE)
 
 
 def backend_status(device: torch.device | str = "cpu") -> dict[str, str | None]:
@@ -109,7 +112,9 @@ def selective_scan(
     """
     B, C = _check(u, delta, A, B, C, D, z, delta_bias)
     check_orientation(orientation, num_slices, u.shape[2])
-    taken, compute = _TABLE[choose_backend(u.device, backend, u.dtype)], _arithmetic(u.dtype)
+    exporting = torch.compiler.is_exporting()
+    taken = _EXPORTED if exporting else _TABLE[choose_backend(u.device, backend, u.dtype)]
+    compute = _arithmetic(u.dtype)
     stays = [dtype for dtype in HALVES if dtype in taken.dtypes]
     sequences = [x if x is None or x.dtype in stays else x.to(compute) for x in (u, delta, B, C, z)]
     A, D, delta_bias = (None if x is None else x.to(compute) for x in (A, D, delta_bias))
