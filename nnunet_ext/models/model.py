@@ -106,6 +106,7 @@ class Model:
         spacing_mm: of its planner, per axis; None for nnU-Net's choice.
         patch_size: of its planner, per axis; None for what fits.
         configurations: those its planner makes; None for nnU-Net's.
+        planner_class: dotted path of its planner's class where that does more than choose patch and batch.
         hint: what to know when a configuration is refused.
         accelerators: optional packages that make it faster.
         weights: published ones.
@@ -131,6 +132,7 @@ class Model:
     spacing_mm: tuple[float, ...] | None = None
     patch_size: tuple[int, ...] | None = None
     configurations: tuple[str, ...] | None = None
+    planner_class: str | None = None
     hint: str = ""
     accelerators: tuple[str, ...] = ()
     weights: Weights | None = None

@@ -140,7 +140,7 @@ def zoomed_out(image: Tensor, channels: Tensor, patch_size: Sequence[int], facto
     """
     size = tuple(int(n) for n in patch_size)
     image = F.interpolate(image[None].float(), size, mode="trilinear")[0]
-    reach = _odd(2 * factor - 1) // 2
+    reach = widened(factor)
     if reach > 0:
         channels = channels.clone()
         width = 2 * reach + 1
@@ -148,10 +148,14 @@ def zoomed_out(image: Tensor, channels: Tensor, patch_size: Sequence[int], facto
     return image, F.interpolate(channels[None].float(), size, mode="area")[0].to(channels.dtype)
 
 
-def _odd(number: float) -> int:
-    """The nearest odd whole number, by the session's rule."""
+def widened(factor: float) -> int:
+    """Voxels by which the session widens points and scribbles on all sides before it looks from `factor` times as far.
+
+    Half of the nearest odd whole number to 2 factor - 1, by its rule of rounding.
+    """
+    number = 2 * factor - 1
     above, below = math.ceil(number), math.floor(number)
-    return above if above % 2 else below if below % 2 else round(number) + 1
+    return (above if above % 2 else below if below % 2 else round(number) + 1) // 2
 
 
 def _draw(channels: Tensor, interaction: Interaction, strength: float) -> None:
