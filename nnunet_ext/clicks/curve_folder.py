@@ -22,7 +22,7 @@ from nnunet_ext.clicks.curves import (
     summarise,
 )
 from nnunet_ext.clicks.users import USERS
-from nnunet_ext.clicks.viewer_session import ViewerModel
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.datasets import find_dataset
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import Labels, labels_from_dataset_json
@@ -117,7 +117,7 @@ def _spread(cases: dict[str, Any], most: int | None) -> dict[str, Any]:
 
 def click_through_cases(
     name: str,
-    model: ViewerModel,
+    model: SessionModel,
     held_out: HeldOut,
     users: Sequence[str],
     folder: Path,

@@ -15,7 +15,7 @@ import cc3d
 import numpy as np
 
 from nnunet_ext.clicks.users import USERS, make_drawing_user
-from nnunet_ext.clicks.viewer_session import ViewerModel
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.evaluation.labels import Labels
 from nnunet_ext.evaluation.metrics import surface_metrics
 from nnunet_ext.evaluation.surface import surface_distances
@@ -54,7 +54,7 @@ class InteractionCurve:
 
 
 def curves_of_case(
-    model: ViewerModel,
+    model: SessionModel,
     case: str,
     images: Sequence[Path],
     reference: Path,
@@ -87,7 +87,7 @@ def curves_of_case(
 
 
 def _curve(
-    model: ViewerModel,
+    model: SessionModel,
     prepared: Any,
     image: Image,
     truth: np.ndarray,

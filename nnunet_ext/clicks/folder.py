@@ -12,7 +12,7 @@ import numpy as np
 
 from nnunet_ext.cases import channel_files
 from nnunet_ext.clicks.model import PromptModel
-from nnunet_ext.clicks.viewer_session import ViewerModel
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image, read_image, read_mask
@@ -92,7 +92,7 @@ def _by_case(files: Mapping[str, Path], cases: Collection[str]) -> dict[str, Pat
 
 
 def segment_case(
-    model: PromptModel | ViewerModel, case: PromptedCase, labels: Mapping[str, int] | None, space: str | None
+    model: PromptModel | SessionModel, case: PromptedCase, labels: Mapping[str, int] | None, space: str | None
 ) -> tuple[np.ndarray, Image]:
     """The label map of a case, (z, y, x) uint8 or uint16, and its image.
 
@@ -150,7 +150,7 @@ def draw_case(case: PromptedCase, labels: Mapping[str, int] | None, space: str |
 
 
 def _segment(
-    model: PromptModel | ViewerModel, prepared: Any, thing: LocatedObject, image: Image, previous: np.ndarray | None
+    model: PromptModel | SessionModel, prepared: Any, thing: LocatedObject, image: Image, previous: np.ndarray | None
 ) -> np.ndarray:
     mask = None
     if thing.mask is not None:

@@ -14,7 +14,7 @@ from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D
 from nnunet_ext.checkpoints.viewer_folder import INFO
 from nnunet_ext.clicks.prepared import PreparedImage
 from nnunet_ext.clicks.prompted_object import PromptedObject
-from nnunet_ext.clicks.viewer_session import ViewerModel, open_in_session
+from nnunet_ext.clicks.viewer_session import SessionModel, open_in_session
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image
 from nnunet_ext.quiet import quiet_predictor
@@ -52,7 +52,7 @@ def load_trained(
     device: torch.device | str = "cpu",
     *,
     trust: bool = False,
-) -> PromptModel | ViewerModel:
+) -> PromptModel | SessionModel:
     """Load one fold of a folder that nnUNetTrainerSAMMed3D or nnUNetTrainerInteractive trained.
 
     The latter, and other folders with an `inference_info.json`, run in the session of viewers.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ext.clicks.model import PromptModel
-from nnunet_ext.clicks.viewer_session import ViewerModel
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image, read_image
 from nnunet_ext.prompts.files import SPACES, write_prompts
@@ -37,7 +37,7 @@ class PromptSession:
         model: see `nnunet_ext.clicks.model`.
     """
 
-    def __init__(self, model: PromptModel | ViewerModel):
+    def __init__(self, model: PromptModel | SessionModel):
         self.model = model
         self._image: Image | None = None
         self._prepared: Any = None

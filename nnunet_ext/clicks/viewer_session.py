@@ -29,7 +29,7 @@ INSTALL = "pip install 'nnunet-ext[interactive]'"
 
 
 @dataclass
-class ViewerModel:
+class SessionModel:
     """A folder opened in a session, which holds one image and one object at a time.
 
     Attributes:
@@ -50,7 +50,7 @@ class ViewerModel:
     source: Path
     fold: str
 
-    def prepare(self, image: Image) -> ViewerImage:
+    def prepare(self, image: Image) -> SessionImage:
         """Hand an image to the session, in the place of the one before.
 
         Raises:
@@ -62,15 +62,15 @@ class ViewerModel:
             self.session.set_image(image.data)
             waiting, self.session.preprocess_future = self.session.preprocess_future, None
             waiting.result()  # it works, speaks and fails in a thread
-        return ViewerImage(image)
+        return SessionImage(image)
 
-    def begin(self, prepared: ViewerImage, start: np.ndarray | None = None) -> ViewerObject:
+    def begin(self, prepared: SessionImage, start: np.ndarray | None = None) -> SessionObject:
         """A new object in the image prepared last, from nothing or from a mask."""
-        return ViewerObject(self.session, prepared.image, start)
+        return SessionObject(self.session, prepared.image, start)
 
 
 @dataclass(frozen=True)
-class ViewerImage:
+class SessionImage:
     """An image as it is: sessions show its own voxels to the network."""
 
     image: Image
@@ -88,7 +88,7 @@ class ViewerImage:
         return logits.numpy().astype(np.float32)
 
 
-class ViewerObject:
+class SessionObject:
     """Interactions with one object. The session takes back one; the older ones are replayed.
 
     Args:
@@ -167,7 +167,7 @@ def open_in_session(
     *,
     autozoom: bool = True,
     trust: bool = False,
-) -> ViewerModel:
+) -> SessionModel:
     """Open one fold of a model folder as a viewer would, after looking at its files as every prediction here does.
 
     Args:
@@ -205,11 +205,10 @@ def open_in_session(
         raise UserError(
             f"{folder} does not open in nnInteractive's session ({reason_of(error)[:300]}); see {INFO}"
         ) from None
-    session.network.eval()
     kinds = frozenset(own for name, own in INTERACTIONS.items() if session.supported_interactions.get(name))
     named = {name: value for name, value in dataset["labels"].items() if name not in ("background", "ignore")}
     labels = dict(zip(named, dataset.get("regions_class_order") or named.values(), strict=False))
-    return ViewerModel(session, kinds, labels, len(dataset["channel_names"]), dataset["file_ending"], folder, chosen)
+    return SessionModel(session, kinds, labels, len(dataset["channel_names"]), dataset["file_ending"], folder, chosen)
 
 
 def viewer_session() -> Any:

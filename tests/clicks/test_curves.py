@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from nnunet_ext.clicks.curves import InteractionCurve, curves_of_case, summarise
 from nnunet_ext.clicks.users import USERS, make_drawing_user
-from nnunet_ext.clicks.viewer_session import ViewerModel
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.evaluation.labels import labels_from_values
 
 
@@ -58,7 +58,7 @@ def case(tmp_path):
     for name, array in (("image.nii.gz", np.ones(truth.shape, np.float32)), ("truth.nii.gz", truth)):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name))
     session = Painter(truth == 1)
-    model = ViewerModel(session, frozenset({"point"}), {"a": 1}, 1, ".nii.gz", tmp_path, "0")
+    model = SessionModel(session, frozenset({"point"}), {"a": 1}, 1, ".nii.gz", tmp_path, "0")
     return model, (tmp_path / "image.nii.gz",), tmp_path / "truth.nii.gz", labels_from_values([1], ignore=2)
 
 

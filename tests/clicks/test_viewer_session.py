@@ -9,13 +9,19 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers.promptable_stubs import trained_folder
+import torch
+from helpers.promptable_stubs import interactive_folder, trained_folder
 
 from nnunet_ext.checkpoints.sam_med3d import INTERACTIONS
 from nnunet_ext.checkpoints.viewer_folder import INFO, write_viewer_folder
+from nnunet_ext.clicks.model import load_trained
 from nnunet_ext.clicks.session import PromptSession
+from nnunet_ext.clicks.users import USERS, make_drawing_user
+from nnunet_ext.clicks.viewed_object import ViewedObject
 from nnunet_ext.clicks.viewer_session import open_in_session
 from nnunet_ext.errors import UserError
+from nnunet_ext.images import read_image
+from nnunet_ext.plans.viewer_preprocessor import normalised
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,31 @@ def test_click_undo_twice_mask_and_next_object(session, capsys):
     session.undo()
     assert np.array_equal(session.predict(), first) and not np.array_equal(again, first)
     assert capsys.readouterr().out == ""
+
+
+def test_early_prompting_understands_what_every_user_draws(image, tmp_path):
+    """A folder of nnUNetTrainerInteractive: the session answers as our own prediction, whatever is drawn."""
+    pytest.importorskip("nnInteractive.inference.inference_session")
+    model = open_in_session(interactive_folder(tmp_path), autozoom=False)
+    assert model.kinds == {"point", "box", "scribble", "lasso"} and not model.session.network.training
+    read = read_image(image)
+    thing = model.begin(model.prepare(read))
+    own = ViewedObject(model.session.network, torch.from_numpy(normalised(read.data)), (64, 64, 64))
+    reference = np.zeros(read.shape, dtype=bool)
+    reference[5:14, 6:17, 4:12] = True
+    seen = []
+    for user in USERS:
+        drawn = make_drawing_user(user, (1, 1, 1), "x")(reference, thing.mask)
+        thing.add(drawn)
+        own.add(drawn)
+        seen.append(thing.mask)
+        assert np.array_equal(thing.mask, (own.logits() > 0).numpy()), user
+    assert any(mask.any() and not mask.all() for mask in seen)
+    # The same behind the interface that SAM-Med3D has.
+    session = PromptSession(load_trained(model.source))
+    session.set_image(image)
+    session.add_point((8, 11, 9))
+    assert session.predict().shape == read.shape and session.undo() and not session.predict().any()
 
 
 def test_what_is_refused_is_said_in_one_line(session, folder, image, tmp_path, monkeypatch):

@@ -244,7 +244,6 @@ def predict_prompts(base: Path) -> Scene:
 def clicks(base: Path) -> Scene:
     pytest.importorskip("nnInteractive.inference.inference_session")
     from helpers.promptable_stubs import trained_folder
-
     from nnunet_ext.checkpoints.sam_med3d import INTERACTIONS
     from nnunet_ext.checkpoints.viewer_folder import write_viewer_folder
 

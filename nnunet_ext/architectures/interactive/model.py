@@ -62,6 +62,8 @@ class InteractiveNetwork(nn.Module):
         # A network built for one grid is shown all of it.
         free = strides is not None and "patch_size" not in arguments
         self.multiples = tuple(math.prod(axis) for axis in zip(*strides, strict=True)) if free else None
+        # Sessions of viewers never say so, and trainers say when they train.
+        self.eval()
 
     @property
     def deep_supervision(self) -> bool:
