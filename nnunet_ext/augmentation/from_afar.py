@@ -54,9 +54,18 @@ class SmallerCase(Case):
         return seen
 
     def read(self, first: Sequence[int], window: Window) -> Sample:
-        begin = [round((f + w) * self._factor) for f, w in zip(first, window.origin, strict=True)]
-        shape = tuple(max(1, round(n * self._factor)) for n in window.shape)
-        large = self._case.read(begin, Window.whole(shape))
-        image = F.interpolate(large["image"][None], window.shape, mode="trilinear")[0]
-        labels = F.interpolate(large["segmentation"][None].float(), window.shape, mode="nearest-exact")[0]
-        return {"image": image, "segmentation": labels.to(torch.int16)}
+        begin = [f + w for f, w in zip(first, window.origin, strict=True)]
+        # Only what shows something of the case is read and resized.
+        low = [min(max(b, 0), n) for b, n in zip(begin, self.size, strict=True)]
+        high = [max(min(b + s, n), l) for b, s, n, l in zip(begin, window.shape, self.size, low, strict=True)]
+        inside = (..., *(slice(l - b, h - b) for l, h, b in zip(low, high, begin, strict=True)))
+        image = torch.zeros(self._case.image.shape[0], *window.shape)
+        labels = torch.full((1, *window.shape), -1, dtype=torch.int16)
+        shape = tuple(h - l for l, h in zip(low, high, strict=True))
+        if all(shape):
+            start, end = ([round(n * self._factor) for n in ends] for ends in (low, high))
+            large = self._case.read(start, Window.whole([e - s for s, e in zip(start, end, strict=True)]))
+            image[inside] = F.interpolate(large["image"][None], shape, mode="trilinear")[0]
+            nearest = F.interpolate(large["segmentation"][None].float(), shape, mode="nearest-exact")[0]
+            labels[inside] = nearest.to(torch.int16)
+        return {"image": image, "segmentation": labels}

@@ -18,6 +18,7 @@ MODEL = Model(
             inputs=("3d_fullres",),
             needs="plans of nnUNetPlannerInteractive; to click: nnunet-ext[interactive] and a viewer",
             remarks="segmentation by points, boxes, scribbles, lassos and masks, in the viewers that nnInteractive has",
+            automatic=False,
         ),
     ),
     network="nnunet_ext.architectures.interactive.InteractiveNetwork",
@@ -31,5 +32,6 @@ MODEL = Model(
     deep_supervision=True,
     configurations=("3d_fullres",),
     planner_class="nnunet_ext.plans.interactive.InteractivePlanner",
+    preprocessor="ViewerPreprocessor",
     hint="viewers show volumes; slices can be clicked on as volumes of one slice",
 )

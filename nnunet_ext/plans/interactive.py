@@ -27,7 +27,6 @@ from nnunet_ext.plans.planner import ModelPlanner
 from nnunet_ext.plans.write import architecture
 from nnunet_ext.prompts.channels import CHANNELS as INTERACTIONS
 
-PREPROCESSOR = "ViewerPreprocessor"
 # AutoZoom refines in patches whose outer 24 voxels on every side do not count, and fails where nothing is left.
 LEAST_PATCH = 64
 CHANNELS = "NNUNET_EXT_INTERACTIVE_CHANNELS"
@@ -46,14 +45,14 @@ class InteractivePlanner(ModelPlanner):
         self,
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = 8,
-        preprocessor_name: str = PREPROCESSOR,
+        preprocessor_name: str = "ViewerPreprocessor",
         plans_name: str | None = None,
         overwrite_target_spacing: Sequence[float] | None = None,
         suppress_transpose: bool = True,
     ):
         if overwrite_target_spacing is not None:
             raise TrainingError("interactive models train without resampling; leave out -overwrite_target_spacing")
-        super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, PREPROCESSOR, plans_name, None, True)
+        super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, self.model.preprocessor, plans_name, None, True)
         self.lowres_creation_threshold = 0.0
         channels, asked = channels_of(self.dataset_json), choice(os.environ, CHANNELS, ("one", "all"))
         if channels > 1 and asked != "all":
@@ -135,18 +134,3 @@ class InteractivePlanner(ModelPlanner):
         batches = range(most, MIN_BATCH - 1, -1)
         batch = batches[first_fitting(batches, lambda i: memory(patch, batches[i]), budget) or 0]
         return patch, batch, described(patch)[0], on_gpu(memory(patch, batch).total) / 1e9
-
-
-def check_interactive_plans(plans_name: str, dataset_name: str, configuration: dict[str, Any]) -> None:
-    """Refuse plans of data that viewers would not show so.
-
-    Raises:
-        TrainingError: the planner was another.
-    """
-    if configuration.get("preprocessor_name") != PREPROCESSOR:
-        number = dataset_name.removeprefix("Dataset").partition("_")[0].lstrip("0") or dataset_name
-        raise TrainingError(
-            f"nnUNetTrainerInteractive needs data as viewers show them and {plans_name} resamples or normalises "
-            f"otherwise; run nnUNetv2_plan_and_preprocess -d {number} -pl nnUNetPlannerInteractive and train with "
-            "-p nnUNetInteractivePlans"
-        )

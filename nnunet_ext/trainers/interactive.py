@@ -24,8 +24,7 @@ from nnunet_ext.clicks.viewed_object import ViewedObject
 from nnunet_ext.environment import choice, whole_number
 from nnunet_ext.files import write_json
 from nnunet_ext.models.interactive import MODEL
-from nnunet_ext.plans.interactive import check_interactive_plans
-from nnunet_ext.plans.network import check_configuration
+from nnunet_ext.plans.network import check_configuration, check_preprocessor
 from nnunet_ext.prompts.channels import CHANNELS, PREVIOUS, add
 from nnunet_ext.prompts.early import EMPTY, begin, correct
 from nnunet_ext.prompts.objects import choose_object
@@ -91,7 +90,7 @@ class nnUNetTrainerInteractive(SharedTrainer):
         manager = PlansManager(plans)
         check_configuration(MODEL.name, manager, configuration)
         described = manager.get_configuration(configuration).configuration
-        check_interactive_plans(manager.plans_name, manager.dataset_name, described)
+        check_preprocessor(MODEL, manager.plans_name, manager.dataset_name, described)
         self.interactive = InteractiveSettings.from_environment()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.oversample_foreground_percent = 0.9
@@ -110,8 +109,6 @@ class nnUNetTrainerInteractive(SharedTrainer):
     ) -> nn.Module:
         """With the image's channels, as nnU-Net asks, or with the interactions' too, as viewers' sessions do."""
         named, arguments = configuration_manager.network_arch_class_name, configuration_manager.network_arch_init_kwargs
-        described = configuration_manager.configuration
-        check_interactive_plans(plans_manager.plans_name, plans_manager.dataset_name, described)
         channels = len(configuration_manager.normalization_schemes)
         if named == MODEL.network:
             return InteractiveNetwork(channels, deep_supervision=enable_deep_supervision, **arguments)
