@@ -160,12 +160,19 @@ def _kept(part: Path, settings: Mapping[str, Any]) -> list[InteractionCurve] | N
         content = read_json(part)
         if content["settings"] != settings:
             return None
-        return [
-            InteractionCurve(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
-            for one in content["curves"]
-        ]
-    except (UserError, KeyError, TypeError, AttributeError):
+        return [_curve(one) for one in content["curves"]]
+    except (UserError, KeyError, TypeError, ValueError):
         return None
+
+
+def _curve(entry: dict[str, Any]) -> InteractionCurve:
+    def numbers(key: str) -> tuple[float, ...]:
+        return tuple(map(float, entry[key]))
+
+    case, target, user = (str(entry[key]) for key in ("case", "target", "user"))
+    return InteractionCurve(
+        case, target, user, numbers("Dice"), numbers("NSD"), numbers("seconds"), numbers("cpu_seconds")
+    )
 
 
 def write_results(

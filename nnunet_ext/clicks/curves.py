@@ -158,7 +158,7 @@ def _means(curves: Sequence[InteractionCurve]) -> dict[str, Any]:
     dice = np.array([curve.Dice for curve in curves])
     nsd = np.mean([curve.NSD for curve in curves], axis=0)
     mean = dice.mean(0)
-    steps = np.diff(COUNTS)
+    steps = np.diff(np.array(COUNTS))
     result: dict[str, Any] = {
         "objects": len(curves),
         "Dice": {str(n): float(mean[n - 1]) for n in COUNTS},

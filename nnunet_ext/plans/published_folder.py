@@ -40,7 +40,11 @@ def write_published_folder(
     assert model.weights is not None
     settings = PlansManager(dict(plans)).get_configuration(configuration)
     arguments = {**network_arguments("sam_med3d", settings), "normalise_windows": True}
-    architecture = {"network_class_name": model.network, "arch_kwargs": arguments, "_kw_requires_import": []}
+    architecture: dict[str, Any] = {
+        "network_class_name": model.network,
+        "arch_kwargs": arguments,
+        "_kw_requires_import": [],
+    }
     described = {
         **plans,
         "transpose_forward": [2, 1, 0],
