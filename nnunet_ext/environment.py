@@ -30,6 +30,7 @@ VARIABLES = {
     "NNUNET_EXT_CHECKPOINT_EVERY": "epochs between two writes of checkpoint_latest",
     "NNUNET_EXT_LOADER": "who prepares batches: threads of the training, or nnU-Net's processes",
     "NNUNET_EXT_SEED": "seed of the training's batches, with the loader threads",
+    "NNUNET_EXT_LICENCE": "interactive models: the licence that viewers show",
     "NNUNET_EXT_SUPPORT": "prediction with UniverSeg: file whose support set replaces the checkpoint's",
     "NNUNET_EXT_SUPPORT_SIZE": "UniverSeg: support entries per slice, in training the most",
     "NNUNET_EXT_SUPPORT_DRAWS": "prediction with UniverSeg: support sets per slice, averaged",

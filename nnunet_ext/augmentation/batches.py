@@ -55,7 +55,8 @@ class Batches:
                 if not go_on():
                     raise Abandoned
                 try:
-                    sample = self._sample(str(key), self._shows_foreground(j, random), random)
+                    case = self._case(str(key), batch, random)
+                    sample = self._sample(case, self._shows_foreground(j, random), random)
                 except Exception as error:
                     raise TrainingError(_about(str(key), error)) from error
                 batch["data"] = self._put(batch["data"], j, sample["image"].float())
@@ -68,9 +69,13 @@ class Batches:
             return random.uniform() < loader.oversample_foreground_percent
         return loader.get_do_oversample(j)
 
-    def _sample(self, key: str, foreground: bool, random: Random) -> Sample:
+    def _case(self, key: str, batch: dict[str, Any], random: Random) -> Case:
+        """A case to cut a patch from; `batch` may be told how it is looked at."""
+        return Case(self.loader._data, key)
+
+    def _sample(self, case: Case, foreground: bool, random: Random) -> Sample:
         """Image and labels of one sample, transformed."""
-        case, loader, steps = Case(self.loader._data, key), self.loader, self._steps
+        loader, steps = self.loader, self._steps
         first = choose_box(loader, case.size, foreground, case.places, random)
         cut = tuple(int(n) for n in loader.patch_size)
         if not steps or not isinstance(steps[0], Spatial):

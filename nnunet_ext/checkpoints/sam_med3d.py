@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from nnunet_ext.architectures.sam_med3d import VARIANTS, SAMMed3D
 from nnunet_ext.checkpoints.load import Transfer, for_channels, load_strict
+from nnunet_ext.checkpoints.viewer_folder import inference_info
 
+# How viewers show clicks to it: none is fainter than another, and close ones stay apart.
+INTERACTIONS = {**inference_info(("points",)), "interaction_decay": 1.0, "point_radius": 2}
 _PATCH_EMBEDDING = "image_encoder.patch_embed.proj.weight"
 
 

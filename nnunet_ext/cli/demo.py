@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use N cases, a quarter of them for testing (default: 16 phantoms, or at most 24 cases of --data)",
     )  # fmt: skip
     parser.add_argument(
-        "--trainer", default="nnUNetTrainerSegMamba", choices=[entry.name for entry in trainers()],
+        "--trainer", default="nnUNetTrainerSegMamba",
+        choices=[entry.name for entry in trainers() if entry.trainer and entry.trainer.automatic],
         metavar="NAME", help="one of %(choices)s (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=_positive, default=13, metavar="N", help="epochs (default: %(default)s)")

@@ -14,6 +14,9 @@ checkpoint_final.pth -d 905 --write-plans nnUNetPlansFrom004 -o start.pth
   nnunet_ext import-weights --model unetrpp -i model_final_checkpoint.model --weights-patch 64 128 128 -d 4 -o start.pth
   nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerUNETRPP -pretrained_weights start.pth
   nnunet_ext import-weights --model sam_med3d -i sam_med3d_turbo.pth -d 4 -p nnUNetSAMMed3DPlans -o start.pth
+  nnunet_ext import-weights --model sam_med3d -i sam_med3d_turbo.pth -d 4 -p nnUNetSAMMed3DPlans -o start.pth \
+--model-folder published
+  nninteractive-server --model-dir published --fold 0
   nnunet_ext import-weights --model universeg -i universeg_v1_nf64_ss64_STA.pt -d 4 -o start.pth
 """
 
@@ -58,12 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
     parser.add_argument(
+        "--model-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="sam_med3d: also a model folder of the untrained weights, for viewers and predict-prompts",
+    )
+    parser.add_argument(
         "--trust", action="store_true", help="load a checkpoint as nnU-Net does, which runs whatever code it holds"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if arguments.model_folder is not None and arguments.model_folder.exists():
+        raise UserError(f"{arguments.model_folder} exists already; choose another folder or remove it")
     from nnunet_ext.plans.write import preprocessed_folder
 
     folder = preprocessed_folder(arguments.dataset)
@@ -76,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     model = _importable().get(arguments.model)
+    if arguments.model_folder is not None and arguments.model != "sam_med3d":
+        raise UsageError("--model-folder goes with --model sam_med3d, whose published weights take clicks as they are")
     if model is None:
         if arguments.weights_patch is not None:
             raise UsageError("--weights-patch goes with --model; a checkpoint says itself what it was trained on")
@@ -109,6 +122,8 @@ def _published(arguments: argparse.Namespace, folder: Path) -> tuple[nn.Module, 
         report = models.load(model.weights.transfer)(network, weights, **options)
     except ValueError as error:
         raise UserError(f"{arguments.input}: {error}") from None
+    if arguments.model_folder is not None:
+        new.write_published_folder(arguments.model_folder, network)
     return network, report, trainer.name
 
 
@@ -176,6 +191,7 @@ class _NewData:
         self._file, configuration = folder / f"{arguments.plans}.json", arguments.configuration
         dataset_json = read_dataset_json(folder / "dataset.json", _REMEDY)
         self.labels: dict[str, Any] = dataset_json["labels"]
+        self._dataset_json = dataset_json
         self.outputs = num_outputs(folder / "dataset.json", dataset_json)
         about = read_plans(self._file, _REMEDY)
         known = about.object("configurations").names()
@@ -184,7 +200,7 @@ class _NewData:
         for name in known:  # which of them the model takes is part of a refusal
             check_patch(inherited(about, name))
         check_network(inherited(about, configuration))
-        self._configuration = configuration
+        self._configuration, self._plans = configuration, about.content
         with self._described():
             manager = PlansManager(about.content)
             if arguments.model:
@@ -196,6 +212,11 @@ class _NewData:
     def build(self, channels: int, outputs: int) -> nn.Module:
         with self._described():
             return self._build(channels, outputs, enable_deep_supervision=False)
+
+    def write_published_folder(self, folder: Path, network: nn.Module) -> None:
+        from nnunet_ext.plans.published_folder import write_published_folder
+
+        write_published_folder(folder, network.state_dict(), self._plans, self._configuration, self._dataset_json)
 
     @contextlib.contextmanager
     def _described(self) -> Iterator[None]:

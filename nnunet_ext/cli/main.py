@@ -28,6 +28,7 @@ COMMANDS = {
     "slurm": "cross-validations as batch jobs: write, submit, watch and resume them; or run them here",
     "predict": "nnUNetv2_predict in one process: exact fast export, bf16 on CPUs, no case lost to another",
     "predict-prompts": "segment by clicks and masks from prompt files (SAM-Med3D)",
+    "clicks": "replay simulated users through the session of viewers: Dice and NSD after every interaction",
     "data": "check, clean, get and convert data sets",
     "predict-fewshot": "segment images by a few labelled ones, with no training (UniverSeg)",
     "support": "put other labelled images in the place of those a UniverSeg checkpoint carries",

@@ -1,4 +1,4 @@
-"""Segment images by clicks and masks from prompt files, with a trained SAM-Med3D or with its published weights.
+"""Segment images by clicks and masks from prompt files, with a trained model or SAM-Med3D's published weights.
 
 examples:
   nnunet_ext predict-prompts -i imagesTs -p prompts -o out -m MODEL
@@ -6,7 +6,8 @@ examples:
   nnunet_ext predict-prompts -i imagesTs -p prompts -o drawn --draw -m MODEL
   nnUNetv2_predict -i imagesTs -o out -prev_stage_predictions drawn -d 4 -c 3d_fullres -tr nnUNetTrainerSAMMed3D
 
-MODEL is a result folder, nnUNet_results/DATASET/nnUNetTrainerSAMMed3D__PLANS__CONFIGURATION.
+MODEL is a result folder, nnUNet_results/DATASET/nnUNetTrainerSAMMed3D__PLANS__CONFIGURATION, or one of
+nnUNetTrainerInteractive, which runs in the session of viewers (pip install 'nnunet-ext[interactive]').
 
 A prompt file bears its case's name: <case>.prompts.json, <case>.mrk.json (3D Slicer), <case>.json (grand-challenge), or
 <case>.csv (napari); docs/sam_med3d.md describes them. Windows lie around the clicks and follow the object where it
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--prompts", required=True, type=Path, metavar="FOLDER", help="prompt files")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FOLDER", help="label maps go here")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="result folder of nnUNetTrainerSAMMed3D")
+    model.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="result folder of a promptable trainer")
     model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the official code (vit_b_ori)")
     parser.add_argument("-f", "--fold", help="fold of -m (default: the first there is)")
     parser.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", help="of -m (default: %(default)s)")
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_ext.clicks.folder import draw_case, pair_with_prompts, parse_labels, segment_case
-    from nnunet_ext.clicks.model import load_official, load_trained
+    from nnunet_ext.clicks.model import PromptModel, load_official, load_trained
+    from nnunet_ext.clicks.viewer_session import SessionModel
     from nnunet_ext.files import read_json, write_json
     from nnunet_ext.image_files import is_whole
     from nnunet_ext.images import write_mask
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draw and arguments.model is None:
         raise UserError("--draw needs -m: nnUNetv2_predict runs trained models only")
     arguments.device = chosen_device(arguments.device, "predict-prompts")
+    model: PromptModel | SessionModel
     if arguments.weights is not None:
         model = load_official(arguments.weights, arguments.device)
     else:

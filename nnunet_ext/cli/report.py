@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="evaluated predictions of a test set, one folder per RUN in the same order: a second table",
     )
+    parser.add_argument(
+        "--clicks",
+        type=Path,
+        metavar="FILE",
+        help="clicks.json of nnunet_ext clicks, for a section",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no words")
 
 
@@ -87,11 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--images {arguments.images} is not a folder; give the folder of the images")
     from nnunet_ext.reports import tables
     from nnunet_ext.reports.comparison import compare_runs
+    from nnunet_ext.reports.interaction_curves import interactions_section, read_interaction_curves
     from nnunet_ext.reports.overlays import label_values, overlays
     from nnunet_ext.reports.render import render
     from nnunet_ext.reports.runs import load_runs, load_test_set
     from nnunet_ext.reports.side_by_side import rows_of, write_side_by_side
 
+    clicks = "" if arguments.clicks is None else interactions_section(read_interaction_curves(arguments.clicks))
     runs = load_runs(
         arguments.runs,
         CONVENTIONS[arguments.convention],
@@ -109,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = rows_of(data, arguments.images, arguments.reference)
     except UserError as error:
         rows, problem = [], problem or str(error)
-    page = render(data, pictures, problem, test_set)
+    page = render(data, pictures, problem, test_set, clicks)
     for suffix, text in (
         (".csv", tables.as_csv(data)),
         (".md", tables.as_markdown(data)),

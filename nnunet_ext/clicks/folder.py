@@ -6,13 +6,13 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_ext.cases import channel_files
 from nnunet_ext.clicks.model import PromptModel
-from nnunet_ext.clicks.prepared import PreparedImage
-from nnunet_ext.clicks.prompted_object import PromptedObject
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image, read_image, read_mask
@@ -92,7 +92,7 @@ def _by_case(files: Mapping[str, Path], cases: Collection[str]) -> dict[str, Pat
 
 
 def segment_case(
-    model: PromptModel, case: PromptedCase, labels: Mapping[str, int] | None, space: str | None
+    model: PromptModel | SessionModel, case: PromptedCase, labels: Mapping[str, int] | None, space: str | None
 ) -> tuple[np.ndarray, Image]:
     """The label map of a case, (z, y, x) uint8 or uint16, and its image.
 
@@ -150,7 +150,7 @@ def draw_case(case: PromptedCase, labels: Mapping[str, int] | None, space: str |
 
 
 def _segment(
-    model: PromptModel, prepared: PreparedImage, thing: LocatedObject, image: Image, previous: np.ndarray | None
+    model: PromptModel | SessionModel, prepared: Any, thing: LocatedObject, image: Image, previous: np.ndarray | None
 ) -> np.ndarray:
     mask = None
     if thing.mask is not None:
@@ -158,7 +158,7 @@ def _segment(
     elif previous is not None:
         mask = previous == thing.label
     start = prepared.mask_to_grid(mask) if mask is not None and mask.any() else None
-    found = PromptedObject(model.network, prepared.volume, start)
+    found = model.begin(prepared, start)
     for index, positive in thing.clicks:
         found.click(prepared.to_grid(index), positive)
     return prepared.to_image(found.logits())

@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nnunet_ext.architectures.sam_med3d.promptable import PromptableSAMMed3D
+from nnunet_ext.checkpoints.viewer_folder import INFO
+from nnunet_ext.clicks.prepared import PreparedImage
+from nnunet_ext.clicks.prompted_object import PromptedObject
+from nnunet_ext.clicks.viewer_session import SessionModel, open_in_session
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image
 from nnunet_ext.quiet import quiet_predictor
@@ -35,6 +40,10 @@ class PromptModel:
     file_ending: str
     source: Path
 
+    def begin(self, prepared: PreparedImage, start: np.ndarray | None = None) -> PromptedObject:
+        """A new object in a prepared image, from nothing or from a mask on its grid."""
+        return PromptedObject(self.network, prepared.volume, start)
+
 
 def load_trained(
     folder: str | os.PathLike[str],
@@ -43,8 +52,10 @@ def load_trained(
     device: torch.device | str = "cpu",
     *,
     trust: bool = False,
-) -> PromptModel:
-    """Load one fold of a folder that nnUNetTrainerSAMMed3D trained.
+) -> PromptModel | SessionModel:
+    """Load one fold of a folder that nnUNetTrainerSAMMed3D or nnUNetTrainerInteractive trained.
+
+    The latter, and other folders with an `inference_info.json`, run in the session of viewers.
 
     Args:
         folder: `nnUNet_results/DATASET/nnUNetTrainerSAMMed3D__PLANS__CONFIGURATION`.
@@ -67,7 +78,12 @@ def load_trained(
     open_model_folder(predictor, folder, None if fold is None else (fold,), checkpoint, trust=trust)
     network = predictor.network
     if not isinstance(network, PromptableSAMMed3D):
-        raise UserError(f"{folder} was trained by {predictor.trainer_name}; prompts need nnUNetTrainerSAMMed3D")
+        if (folder / INFO).is_file():
+            return open_in_session(folder, fold, checkpoint, device, trust=trust)
+        raise UserError(
+            f"{folder} was trained by {predictor.trainer_name} and has no {INFO}; prompts need nnUNetTrainerSAMMed3D "
+            "or nnUNetTrainerInteractive"
+        )
     plans, configuration, dataset = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
     if "Reorient" in plans.plans["image_reader_writer"]:
         raise UserError(

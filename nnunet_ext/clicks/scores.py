@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,6 +72,29 @@ def click_through(
         ignored: bool (*grid), voxels of the ignore label: neither clicked on nor scored.
     """
     found = PromptedObject(network, volume)
+    return follow(found, volume.spacing_mm, reference, user, clicks, nsd_tolerance_mm, ignored)
+
+
+class Clickable(Protocol):
+    """An object that is segmented anew with every click."""
+
+    def click(self, index: Sequence[float], positive: bool) -> None:
+        """Click on a voxel of the grid."""
+
+    def logits(self) -> torch.Tensor:
+        """Above 0 in the object, (*grid), on the CPU."""
+
+
+def follow(
+    found: Clickable,
+    spacing_mm: Sequence[float],
+    reference: np.ndarray,
+    user: User,
+    clicks: Sequence[int] = CLICKS,
+    nsd_tolerance_mm: float = 1.0,
+    ignored: np.ndarray | None = None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Dice and NSD of an object after each number of clicks; see `click_through`."""
 
     def step(points: Points, number: int) -> torch.Tensor:
         found.click(points.index[0, -1].tolist(), bool(points.labels[0, -1]))
@@ -88,9 +111,7 @@ def click_through(
         perfect = bool((prediction == reference).all())
         if number in clicks or perfect:
             dice.append(2 * np.count_nonzero(prediction & reference) / (prediction.sum() + reference.sum()))
-            distances = surface_distances(
-                reference.astype(np.uint8), prediction.astype(np.uint8), volume.spacing_mm, [1]
-            )
+            distances = surface_distances(reference.astype(np.uint8), prediction.astype(np.uint8), spacing_mm, [1])
             nsd.append(surface_metrics(distances[1], nsd_tolerance_mm)["NSD"])
         if perfect:  # nobody clicks any more
             dice += [dice[-1]] * (len(clicks) - len(dice))

@@ -17,12 +17,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_ext.clicks.model import PromptModel
-from nnunet_ext.clicks.prepared import PreparedImage
-from nnunet_ext.clicks.prompted_object import PromptedObject
+from nnunet_ext.clicks.viewer_session import SessionModel
 from nnunet_ext.errors import UserError
 from nnunet_ext.images import Image, read_image
 from nnunet_ext.prompts.files import SPACES, write_prompts
@@ -37,11 +37,11 @@ class PromptSession:
         model: see `nnunet_ext.clicks.model`.
     """
 
-    def __init__(self, model: PromptModel):
+    def __init__(self, model: PromptModel | SessionModel):
         self.model = model
         self._image: Image | None = None
-        self._prepared: PreparedImage | None = None
-        self._object: PromptedObject | None = None
+        self._prepared: Any = None
+        self._object: Any = None
         self._points: list[PointPrompt] = []  # voxel (x, y, z)
 
     def set_image(self, image: Image | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
@@ -69,7 +69,7 @@ class PromptSession:
         if mask is not None and mask.shape != image.shape:
             raise UserError(f"the mask has shape {mask.shape}; {image.name} has {image.shape} (z, y, x)")
         start = None if mask is None else prepared.mask_to_grid(mask > 0)
-        self._object = PromptedObject(self.model.network, prepared.volume, start)
+        self._object = self.model.begin(prepared, start)
         self._points = []
 
     def add_point(self, xyz: Sequence[float], positive: bool = True, space: str = "voxel") -> None:
@@ -102,7 +102,10 @@ class PromptSession:
         return undone
 
     def logits(self) -> np.ndarray:
-        """Logits on the image's own voxels, float32 (z, y, x); above 0 means inside."""
+        """Logits on the image's own voxels, float32 (z, y, x); above 0 means inside.
+
+        Of models that run in the session of viewers 1 and -1: it keeps the mask alone.
+        """
         _, prepared = self._ready()
         return prepared.to_image(self._object_of_now().logits())
 
@@ -119,12 +122,12 @@ class PromptSession:
             points.append(PointPrompt((float(x), float(y), float(z)), point.positive, point.where))
         write_prompts(CasePrompts(Path(path), "LPS", (ObjectPrompts(label, name, tuple(points)),)), path)
 
-    def _ready(self) -> tuple[Image, PreparedImage]:
+    def _ready(self) -> tuple[Image, Any]:
         if self._image is None or self._prepared is None:
             raise UserError("the session has no image yet; call set_image first")
         return self._image, self._prepared
 
-    def _object_of_now(self) -> PromptedObject:
+    def _object_of_now(self) -> Any:
         self._ready()
         assert self._object is not None
         return self._object

@@ -1,4 +1,4 @@
-"""The classes nnU-Net can ask for by name: those of all models, and this project's preprocessor.
+"""The classes nnU-Net can ask for by name: those of all models, and this project's preprocessors.
 
 Standard library only: the table is read in every nnU-Net process, workers included.
 """
@@ -33,6 +33,7 @@ class Entry:
 
 
 PREPROCESSOR = Entry("ExactFastPreprocessor", "nnunet_ext.plans.preprocessor", "preprocessor")
+VIEWERS_PREPROCESSOR = Entry("ViewerPreprocessor", "nnunet_ext.plans.viewer_preprocessor", "preprocessor")
 
 
 def entries_of(model: models.Model) -> Iterator[Entry]:
@@ -44,7 +45,7 @@ def entries_of(model: models.Model) -> Iterator[Entry]:
 
 
 # Of this package alone: in most processes nobody asks for more, and other packages' rows take time to find.
-OWN = (PREPROCESSOR, *(entry for model in models.OWN for entry in entries_of(model)))
+OWN = (PREPROCESSOR, VIEWERS_PREPROCESSOR, *(entry for model in models.OWN for entry in entries_of(model)))
 
 
 def entries() -> tuple[Entry, ...]:

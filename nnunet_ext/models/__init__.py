@@ -15,7 +15,7 @@ import functools
 import importlib.metadata
 import sys
 
-from nnunet_ext.models import adapted, medsegdiff, nnunet, sam_med3d, segmamba, unetrpp, universeg
+from nnunet_ext.models import adapted, interactive, medsegdiff, nnunet, sam_med3d, segmamba, unetrpp, universeg
 from nnunet_ext.models.model import Model, Paper, Trainer, Weights, WeightsFile, load
 
 ENTRY_POINTS = "nnunet_ext.models"
@@ -27,6 +27,7 @@ OWN = (
     sam_med3d.MODEL,
     medsegdiff.MODEL,
     universeg.MODEL,
+    interactive.MODEL,
     adapted.MODEL,
 )
 

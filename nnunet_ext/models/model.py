@@ -35,6 +35,7 @@ class Trainer:
         parameters_of: the configuration that number belongs to, or what decides it.
         needs: what it needs beyond nnU-Net, or what makes it faster.
         remarks: differences from the paper worth knowing.
+        automatic: whether what it trains segments by itself; else somebody has to interact.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Trainer:
     parameters_of: str = "the plans decide"
     needs: str = "nothing beyond nnU-Net"
     remarks: str = ""
+    automatic: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Model:
         spacing_mm: of its planner, per axis; None for nnU-Net's choice.
         patch_size: of its planner, per axis; None for what fits.
         configurations: those its planner makes; None for nnU-Net's.
+        planner_class: dotted path of its planner's class where that does more than choose patch and batch.
+        preprocessor: name of the only one whose data it is trained on, which its planner chooses; None for any.
         hint: what to know when a configuration is refused.
         accelerators: optional packages that make it faster.
         weights: published ones.
@@ -136,6 +140,8 @@ class Model:
     spacing_mm: tuple[float, ...] | None = None
     patch_size: tuple[int, ...] | None = None
     configurations: tuple[str, ...] | None = None
+    planner_class: str | None = None
+    preprocessor: str | None = None
     hint: str = ""
     accelerators: tuple[str, ...] = ()
     weights: Weights | None = None

@@ -7,7 +7,7 @@ takes from the configuration what depends on the patch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -80,6 +80,29 @@ def check_configuration(name: str, plans_manager: PlansManager, configuration: s
     raise TrainingError(
         f"{model.title} trains on {'volumes' if 3 in model.axes else 'slices'} and configuration {configuration!r} of "
         f"{plans_manager.dataset_name} {why}; {choice}{remark}"
+    )
+
+
+def check_preprocessor(
+    name: str | models.Model, plans_name: str, dataset: str, configuration: Mapping[str, Any]
+) -> None:
+    """Refuse data that were not preprocessed as the model needs them.
+
+    Args:
+        name: of the model, or its row.
+        plans_name, dataset: for the message.
+        configuration: of the plans.
+
+    Raises:
+        TrainingError: naming the planner to use.
+    """
+    model = models.find(name)
+    if model.preprocessor in (None, configuration.get("preprocessor_name")):
+        return
+    number = dataset.removeprefix("Dataset").partition("_")[0].lstrip("0") or dataset
+    raise TrainingError(
+        f"{model.title} needs data as {model.preprocessor} makes them, which {plans_name} does not name; run "
+        f"nnUNetv2_plan_and_preprocess -d {number} -pl {model.planner} and choose -p nnUNet{model.suffix}Plans"
     )
 
 

@@ -158,4 +158,5 @@ def __getattr__(name: str) -> type[ModelPlanner]:
 def _planner_of(model_name: str) -> type[ModelPlanner]:
     model = models.find(model_name)
     facts = {"__module__": __name__, "__doc__": f"{model.title}.", "model": model}
-    return type(str(model.planner), (ModelPlanner,), facts)
+    base = models.load(model.planner_class) if model.planner_class else ModelPlanner
+    return type(str(model.planner), (base,), facts)

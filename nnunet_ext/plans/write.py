@@ -18,7 +18,7 @@ from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.files import channels_of, check_patch, num_outputs, read_dataset_json, read_plans
 from nnunet_ext.plans.fit import Data, fit
 from nnunet_ext.plans.memory import on_gpu, sketch
-from nnunet_ext.plans.network import arguments_for_patch, count_parameters
+from nnunet_ext.plans.network import arguments_for_patch, check_preprocessor, count_parameters
 from nnunet_ext.plans.offer import planned_data
 
 # nnU-Net's preprocessor and the one of equal output that takes its place in our plans.
@@ -94,6 +94,8 @@ def write_plans(
     channels, outputs = channels_of(description), num_outputs(folder / "dataset.json", description)
     plans = read_base_plans(folder, base_plans, dataset)
     chosen = _choose(plans, model, configurations, base_plans)
+    for name in chosen:
+        check_preprocessor(row, base_plans, folder.name, plans["configurations"][name])
     suffix = "" if gpu_gigabytes is None else f"{gpu_gigabytes:g}GB"
     plans["plans_name"] = checked_name(plans_name or f"{base_plans}{row.suffix}{size.capitalize()}{suffix}")
 

@@ -24,7 +24,13 @@ _MOST_CELLS = 40_000
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def render(data: Comparison, pictures: str, picture_problem: str | None, test_set: Comparison | None = None) -> str:
+def render(
+    data: Comparison,
+    pictures: str,
+    picture_problem: str | None,
+    test_set: Comparison | None = None,
+    interactions: str = "",
+) -> str:
     """The page.
 
     Args:
@@ -32,6 +38,7 @@ def render(data: Comparison, pictures: str, picture_problem: str | None, test_se
         pictures: HTML of the overlays, may be empty.
         picture_problem: why some pictures are absent.
         test_set: the same methods on cases that none of their folds has seen.
+        interactions: HTML of the curves under simulated interactions, may be empty.
     """
     sections = [
         ("results", "Results", _main_table(data, "main")),
@@ -40,6 +47,7 @@ def render(data: Comparison, pictures: str, picture_problem: str | None, test_se
         ("ranks", "How stable is the order", _rank_tables(data) if data.ranks else ""),
         ("scores", "Distribution of the scores", score_plots(data)),
         ("paired", "Differences case by case", difference_plots(data)),
+        ("interactions", "Simulated interactions: the users see the reference", interactions),
         ("training", "Training", curve_plots(data) + _resumes(data)),
         ("cost", "Cost", _cost(data)),
         ("pictures", "Worst, median and best case", _pictures(pictures, picture_problem)),

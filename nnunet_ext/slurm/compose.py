@@ -203,8 +203,14 @@ def _check_folds(folds: Sequence[str]) -> None:
 
 def _check_trainer(name: str) -> None:
     """Look for the class in the sources: importing nnU-Net to ask it takes many seconds."""
-    ours = [entry.name for entry in all_trainers()]
+    ours = {entry.name: entry.trainer for entry in all_trainers()}
     if name in ours:
+        about = ours[name]
+        if about is not None and not about.automatic:
+            raise UserError(
+                f"-tr {name} trains a network that segments nothing by itself, and these jobs predict and compare; "
+                "train it with nnUNetv2_train"
+            )
         return
     spec = importlib.util.find_spec("nnunetv2")
     roots = (

@@ -61,9 +61,10 @@ def threaded_loaders(trainer: Any) -> tuple[Loader, Loader]:
         loader = nnUNetDataLoader(
             datasets[number], trainer.batch_size, size, patch_size, labels,
             oversample_foreground_percent=trainer.oversample_foreground_percent, sampling_probabilities=None,
-            pad_sides=None, transforms=transforms, probabilistic_oversampling=trainer.probabilistic_oversampling,
+            pad_sides=patch_size if trainer.patches_reach_out else None, transforms=transforms,
+            probabilistic_oversampling=trainer.probabilistic_oversampling,
         )  # fmt: skip
-        return Batches(loader, trainer.seed, (trainer.local_rank, number), pinned=_feeds_a_gpu(trainer.device))
+        return trainer.batches(loader, trainer.seed, (trainer.local_rank, number), pinned=_feeds_a_gpu(trainer.device))
 
     threads, epoch = get_allowed_n_proc_DA(), trainer.current_epoch
     checking = max(1, threads // 2) if threads else 0

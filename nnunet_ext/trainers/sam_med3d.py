@@ -11,11 +11,15 @@ import torch.distributed as dist
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from nnunet_ext.architectures.sam_med3d.in_viewers import SAMMed3DInViewers
 from nnunet_ext.architectures.sam_med3d.promptable import Interaction, PromptableSAMMed3D
+from nnunet_ext.checkpoints.sam_med3d import INTERACTIONS
+from nnunet_ext.checkpoints.viewer_folder import write_viewer_folder
 from nnunet_ext.clicks.prompted_object import PreparedVolume
 from nnunet_ext.clicks.scores import USERS, PromptedScore, click_through, make_user, summarise
 from nnunet_ext.files import write_json
 from nnunet_ext.plans.network import check_configuration, network_arguments
+from nnunet_ext.prompts.channels import CHANNELS
 from nnunet_ext.steps.sam_med3d import Batch, choose_objects, step
 from nnunet_ext.trainers.interrupts import ends_in_one_line
 from nnunet_ext.trainers.recipe import ADAMW
@@ -65,12 +69,18 @@ class nnUNetTrainerSAMMed3D(SharedTrainer):
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
         arguments = network_arguments("sam_med3d", configuration_manager)
+        image_channels = len(configuration_manager.normalization_schemes)
+        if (num_input_channels, num_output_channels) == (image_channels + CHANNELS, 2):
+            # An interactive session of a viewer asks; training and prediction have the image alone.
+            return SAMMed3DInViewers(image_channels, axes=plans_manager.transpose_forward, **arguments)
         return PromptableSAMMed3D(num_input_channels, num_output_channels, **arguments)
 
     def on_train_start(self) -> None:
         super().on_train_start()
         # Not earlier: weights to start from carry the setting of their own data set.
         self.bare_network().has_regions.fill_(self.label_manager.has_regions)
+        if self.local_rank == 0:
+            write_viewer_folder(self.output_folder_base, self.dataset_json, INTERACTIONS)
 
     def train_step(self, batch: dict) -> dict:
         data, target = self._to_device(batch)

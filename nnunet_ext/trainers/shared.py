@@ -22,6 +22,7 @@ from nnunetv2.paths import nnUNet_results
 from torch import nn
 from torch._dynamo import OptimizedModule
 
+from nnunet_ext.augmentation.batches import Batches
 from nnunet_ext.environment import decimal, unknown_variables
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.files import write_json
@@ -72,6 +73,10 @@ class SharedTrainer(SafeCheckpoints):
 
     # How weights are updated: nnU-Net's recipe, unless a trainer's paper has another.
     recipe = Recipe()
+
+    # Who cuts patches, in threads; and whether these may lie anywhere that their centre is in the image.
+    batches = Batches
+    patches_reach_out = False
 
     # Networks with a custom kernel or a Python loop inside gain nothing from torch.compile and may break it.
     compiles = False

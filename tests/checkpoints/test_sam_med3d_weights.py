@@ -72,6 +72,30 @@ def test_a_scan_given_as_every_channel_is_what_it_was_as_one(official):
         transfer(PromptableSAMMed3D(1, 2, sizes={**SIZES, "depth": 2}), read_checkpoint(file))
 
 
+def opens_in_viewers(folder, model):
+    """The untrained weights answer a click of the official session as the official code would, in its (x, y, z)."""
+    session = pytest.importorskip("nnInteractive.inference.inference_session").nnInteractiveInferenceSession(
+        device=torch.device("cpu"), torch_n_threads=1, do_autozoom=False
+    )
+    session.initialize_from_trained_model_folder(str(folder))
+    assert session.license == "Apache-2.0"
+    image = np.random.default_rng(0).normal(50, 9, (1, 16, 16, 16)).astype(np.float32)
+    session.set_image(image)
+    session.set_target_buffer(np.zeros(image.shape[1:], dtype=np.uint8))
+    session.add_point_interaction((8, 8, 8), include_interaction=True, run_prediction=False)
+    session.add_point_interaction((8, 4, 11), include_interaction=False, run_prediction=False)
+    session.add_point_interaction((8, 8, 8), include_interaction=True)  # decides on the window: the whole image
+    turned = torch.from_numpy(image[0].T.copy())
+    above = turned[turned > turned.min()]
+    x = ((turned - above.mean()) / above.std())[None, None]
+    points = torch.tensor([[[8, 8, 8], [11, 4, 8]]])
+    with torch.no_grad():
+        logits = model(x, points, torch.tensor([[1, 0]]), torch.zeros(1, 1, *(model.mask_size,) * 3))
+    expected = (logits[0, 0] > 0).numpy().T
+    assert 0 < expected.sum() < expected.size
+    assert np.array_equal(session.target_buffer, expected)
+
+
 def test_import_weights_writes_what_nnunet_starts_from(official, tmp_path, monkeypatch, capsys):
     from helpers.promptable_stubs import trained_folder
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -84,7 +108,8 @@ def test_import_weights_writes_what_nnunet_starts_from(official, tmp_path, monke
         (folder / name).write_text((trained / name).read_text())
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     words = ["import-weights", "--model", "sam_med3d", "-i", str(file), "-d", "7", "-p", "plans"]
-    assert main([*words, "-o", str(tmp_path / "start.pth")]) == 0
+    published = tmp_path / "published"
+    assert main([*words, "-o", str(tmp_path / "start.pth"), "--model-folder", str(published)]) == 0
     assert "left as initialised: automatic.seg_layers.weight" in capsys.readouterr().err
     # Another class count: the class tokens stay, the rest is taken.
     network = PromptableSAMMed3D(1, 5, sizes=SIZES)
@@ -92,6 +117,9 @@ def test_import_weights_writes_what_nnunet_starts_from(official, tmp_path, monke
     load_pretrained_weights(network, str(tmp_path / "start.pth"))
     assert torch.equal(network.automatic.seg_layers.weight, tokens)
     assert all(torch.equal(value, network.sam.state_dict()[key]) for key, value in model.state_dict().items())
+    opens_in_viewers(published, model)
+    assert main([*words, "-o", str(tmp_path / "other.pth"), "--model-folder", str(published)]) == 1
+    assert "published exists already; choose another folder" in capsys.readouterr().err
     assert main([*words, "-o", str(tmp_path / "start.pth"), "--weights-patch", "1", "1", "1"]) == 2
     plans = json.loads((folder / "plans.json").read_text())
     del plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["sizes"]

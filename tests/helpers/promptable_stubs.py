@@ -74,3 +74,38 @@ def trained_folder(base: Path, spacing=(2.0, 1.0, 1.0), labels=None, seed: int =
     }  # fmt: skip
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     return folder
+
+
+def interactive_folder(base: Path, patch_size=(64, 64, 64)) -> Path:
+    """A result folder of nnUNetTrainerInteractive with random weights."""
+    from nnunet_ext.architectures.interactive.model import InteractiveNetwork
+    from nnunet_ext.checkpoints.viewer_folder import write_viewer_folder
+
+    other = trained_folder(base)
+    plans = json.loads((other / "plans.json").read_text())
+    plans["transpose_forward"] = plans["transpose_backward"] = [0, 1, 2]
+    arguments = {"strides": [[1, 1, 1], [2, 2, 2]], "features": 4, "blocks": [1, 1]}
+    plans["configurations"]["3d_fullres"].update(
+        preprocessor_name="ViewerPreprocessor",
+        patch_size=list(patch_size),
+        normalization_schemes=["ZScoreNormalization"],
+        architecture={
+            "network_class_name": "nnunet_ext.architectures.interactive.InteractiveNetwork",
+            "arch_kwargs": arguments,
+            "_kw_requires_import": [],
+        },
+    )
+    folder = base / "nnUNetTrainerInteractive__toy__3d_fullres"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    dataset = json.loads((other / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    write_viewer_folder(folder, dataset)
+    torch.manual_seed(0)
+    network = InteractiveNetwork(1, **arguments)
+    checkpoint = {
+        "network_weights": network.state_dict(), "trainer_name": "nnUNetTrainerInteractive",
+        "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": None,
+    }  # fmt: skip
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    return folder

@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from helpers import toy_label_maps, toy_runs
 from helpers.scene import DATASET, Scene, decathlon, preprocessed, raw_dataset, slices, volume, write_image
@@ -274,6 +275,32 @@ def predict_prompts(base: Path) -> Scene:
     return Scene((*words, *more), base, base / "out", whole=False, weight=2)
 
 
+def clicks(base: Path) -> Scene:
+    pytest.importorskip("nnInteractive.inference.inference_session")
+    from helpers.promptable_stubs import trained_folder
+    from nnunet_ext.checkpoints.sam_med3d import INTERACTIONS
+    from nnunet_ext.checkpoints.viewer_folder import write_viewer_folder
+
+    model = trained_folder(base)
+    write_viewer_folder(model, {}, INTERACTIONS)
+    image, labels = volume(0, (8, 16, 16))
+    write_image(base / "images" / "a_0000.nii.gz", image)
+    write_image(base / "labels" / "a.nii.gz", np.minimum(labels, 1))
+    words = (
+        "clicks",
+        "-m",
+        str(model),
+        "-i",
+        str(base / "images"),
+        "-l",
+        str(base / "labels"),
+        "-o",
+        str(base / "out"),
+    )
+    more = ("--users", "centre", "--no-autozoom", "-device", "cpu", "-q")
+    return Scene((*words, *more), base, base / "out", whole=False, weight=1)
+
+
 def predict_fewshot(base: Path) -> Scene:
     import torch
 
@@ -447,6 +474,7 @@ SCENES: dict[tuple[str, ...], tuple[Callable[[Path], Scene], ...]] = {
     ("slurm", "select"): (slurm_select,),
     ("predict",): (predict, predict_onnx),
     ("predict-prompts",): (predict_prompts,),
+    ("clicks",): (clicks,),
     ("predict-fewshot",): (predict_fewshot,),
     ("support",): (support,),
     ("evaluate",): (evaluate, evaluate_folds),

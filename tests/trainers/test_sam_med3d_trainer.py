@@ -106,6 +106,11 @@ def test_training_step_and_checkpoint(make_trainer, planned, monkeypatch):
     weights = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)["network_weights"]
     assert "automatic.seg_layers.weight" in weights  # nnU-Net's fine-tuning skips it for another class count
     network.load_state_dict(weights)
+    session = pytest.importorskip("nnInteractive.inference.inference_session").nnInteractiveInferenceSession(
+        device=torch.device("cpu"), torch_n_threads=1
+    )
+    session.initialize_from_trained_model_folder(trainer.output_folder_base)
+    assert session.network.input_channels == 1 and session.license == "not stated"
 
 
 def test_validation_by_clicks_with_an_ignore_label(make_trainer, planned, tmp_path):

@@ -67,6 +67,8 @@ class PromptableSAMMed3D(nn.Module):
         deep_supervision: must be False; there is one output.
         sizes: of `SAMMed3D`; None for the published ones.
         rounds: prompts per training step.
+        normalise_windows: to zero mean and unit variance over the voxels above a window's least, as the published
+            weights saw images; where nothing was trained on nnU-Net's normalisation.
 
     Raises:
         ValueError: deep supervision asked for, or sizes that do not fit together.
@@ -80,6 +82,7 @@ class PromptableSAMMed3D(nn.Module):
         *,
         sizes: Mapping[str, Any] | None = None,
         rounds: int = 11,
+        normalise_windows: bool = False,
     ):
         super().__init__()
         if deep_supervision:
@@ -88,6 +91,7 @@ class PromptableSAMMed3D(nn.Module):
             raise ValueError(f"rounds must be at least 1, not {rounds}")
         self.deep_supervision = False
         self.input_channels, self.num_classes, self.rounds = input_channels, num_classes, rounds
+        self.normalise_windows = normalise_windows
         self.sam = SAMMed3D(input_channels, **(sizes or {}))
         # nnU-Net's fine-tuning skips parameters whose name holds `.seg_layers.`: classes differ between data sets.
         self.automatic = nn.Module()
@@ -130,6 +134,8 @@ class PromptableSAMMed3D(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Image embeddings (batch, dim, g, g, g) of windows (batch, input_channels, *patch) of any size."""
+        if self.normalise_windows:
+            x = torch.stack([_normalised(window) for window in x])
         cube = (self.sam.img_size,) * 3
         if tuple(x.shape[2:]) != cube:
             x = F.interpolate(x, cube, mode="trilinear", align_corners=False)
@@ -268,6 +274,16 @@ class PromptableSAMMed3D(nn.Module):
         for n in range(1, len(clicks) + 1):
             low_res = self.segment(embedding, Points(index[:, :n], labels[:, :n]), low_res, patch)
         return self.upscale(low_res, patch)
+
+
+def _normalised(window: Tensor) -> Tensor:
+    """Each channel (channels, *patch) with zero mean and unit variance over its voxels above the least."""
+    channels = []
+    for channel in window:
+        above = channel[channel > channel.min()]
+        enough = above.numel() > 1
+        channels.append((channel - above.mean()) / above.std().clamp(min=1e-6) if enough else channel)
+    return torch.stack(channels)
 
 
 def mask_only_rounds(rounds: int) -> frozenset[int]:
