@@ -15,7 +15,7 @@ from nnunet_ext.files import read_json, write_json
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, Any]], packages: Sequence[str]) -> None:
-    """Write rows, numbers rounded to six digits, with the date, the processor and the versions of packages."""
+    """Write rows, numbers rounded to six digits; those without a date get it, the processor and packages' versions."""
     facts = {
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),
@@ -28,7 +28,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, Any]], p
         writer.writeheader()
         for row in rows:
             rounded = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded | facts)
+            writer.writerow(facts | rounded)  # a row of an earlier run keeps what is its own
     print(f"written: {path}")
 
 
