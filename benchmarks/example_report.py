@@ -2,7 +2,8 @@
 
     nnUNet_raw=... nnUNet_preprocessed=... python benchmarks/example_report.py '.../Dataset004_Hippocampus/*'
 
-writes docs/example_report/report.{html,csv,md,tex,json} and, with chromium on PATH, docs/images/report_*.webp.
+writes docs/example_report/report.{html,csv,md,tex,json}, docs/images/results.webp (the methods side by side) and, with
+chromium on PATH, docs/images/report_*.webp.
 """
 
 from __future__ import annotations
@@ -34,9 +35,15 @@ PICTURES: dict[str, tuple[tuple[str, ...], int, int, tuple[str, ...]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="as for nnunet_ext report")
-    arguments = parser.parse_args()
-    if nnunet_ext(["report", *arguments.runs, "-o", str(REPORT)]) != 0:
+    write_example(parser.parse_args().runs)
+
+
+def write_example(runs: list[str]) -> None:
+    """The report of these runs, or of words as `nnunet_ext report` takes them, and its pictures."""
+    if nnunet_ext(["report", *runs, "-o", str(REPORT)]) != 0:
         raise SystemExit(1)
+    Image.open(REPORT.with_suffix(".png")).convert("RGB").save(DOCS / "images" / "results.webp", "WEBP", quality=84)
+    REPORT.with_suffix(".png").unlink()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         raise SystemExit("no chromium on PATH: the pictures in docs/images are not renewed")

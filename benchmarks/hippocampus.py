@@ -3,7 +3,7 @@
     python benchmarks/hippocampus.py --data .../Dataset004_Hippocampus --work /scratch/hippocampus
 
 preprocesses once, trains every fold of every trainer with nnU-Net's own command, pools the validation predictions and
-writes benchmarks/results/hippocampus_cpu.csv and the table in README.md between its markers. Every network sees the
+writes benchmarks/results/hippocampus_cpu.csv and the same as a table in hippocampus_cpu.md. Every network sees the
 same folds, patch, batch, epochs and iterations; the schedule is far too short to rank them (nnU-Net's own is 1000
 epochs of 250 iterations). What is finished is not run again, so the command can be repeated after an interruption.
 """
@@ -174,11 +174,7 @@ def write(rows: list[dict[str, object]]) -> None:
     write_text(HERE / "results" / "hippocampus_cpu.csv", buffer.getvalue())
     table = markdown(rows)
     print(table)
-    readme = HERE.parent / "README.md"
-    begin, end = "<!-- hippocampus:begin -->", "<!-- hippocampus:end -->"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(begin)
-    write_text(readme, f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+    write_text(HERE / "results" / "hippocampus_cpu.md", table + "\n")
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
