@@ -6,10 +6,11 @@ command is printed before it runs and is also in commands.sh. Needs no GPU.
 
 examples:
   nnunet_ext demo
+  nnunet_ext demo --model unetrpp
   nnunet_ext demo -o /tmp/hippocampus --data nnUNet_raw/Dataset004_Hippocampus --epochs 20
 
-In the folder afterwards: overlay.png (worst, median and best case), evaluation (tables), predictions, logs, and
-nnUNet_raw, nnUNet_preprocessed, nnUNet_results as nnU-Net left them.
+In the folder afterwards: overlay.png (worst, median and best case), surfaces.png (the best one in 3D), evaluation
+(tables), predictions, logs, and nnUNet_raw, nnUNet_preprocessed, nnUNet_results as nnU-Net left them.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from nnunet_ext.cli.progress import Epochs, stages
 from nnunet_ext.cli.running import find_executable, run_logged, stop_on_signals
 from nnunet_ext.data.holdout import RawDataset, hold_out, read_raw_dataset
 from nnunet_ext.data.phantoms import make_dataset
-from nnunet_ext.discovery.table import find, trainers
+from nnunet_ext.discovery.table import find
 from nnunet_ext.environment import decimal
 from nnunet_ext.errors import UserError
 from nnunet_ext.evaluation.labels import labels_from_dataset_json
 from nnunet_ext.files import read_json, remove_leftovers, resolved, write_json, write_text
 from nnunet_ext.machine import available_cores, children_cpu_seconds
-from nnunet_ext.models import Model
+from nnunet_ext.models import Model, rows
 
 PHANTOMS = "Dataset900_Phantoms"
 
@@ -63,10 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cases", type=_at_least_six, metavar="N",
         help="use N cases, a quarter of them for testing (default: 16 phantoms, or at most 24 cases of --data)",
     )  # fmt: skip
-    parser.add_argument(
-        "--trainer", default="nnUNetTrainerSegMamba",
-        choices=[entry.name for entry in trainers() if entry.trainer and entry.trainer.automatic],
-        metavar="NAME", help="one of %(choices)s (default: %(default)s)",
+    shown = demonstrated()
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model", choices=[model.name for model in shown], metavar="NAME",
+        help="one of %(choices)s (default: segmamba)",
+    )  # fmt: skip
+    which.add_argument(
+        "--trainer", default="nnUNetTrainerSegMamba", metavar="NAME",
+        choices=[t.name for model in shown for t in model.trainers if t.automatic],
+        help="the same by trainer: one of %(choices)s",
     )  # fmt: skip
     parser.add_argument("--epochs", type=_positive, default=13, metavar="N", help="epochs (default: %(default)s)")
     parser.add_argument(
@@ -81,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
+    if arguments.model is not None:
+        arguments.trainer = next(model for model in demonstrated() if model.name == arguments.model).trainers[0].name
     # Whatever can be wrong is found before anything is written.
     source = None if arguments.data is None else read_raw_dataset(arguments.data)
     for name in ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict", "nnunet_ext"):
@@ -138,6 +147,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _say_what_next(folder, dataset, arguments.trainer, results, time.monotonic() - started)
     return 0
+
+
+def demonstrated() -> list[Model]:
+    """Models with a trainer that segments by itself, on plans that this command can write."""
+    return [
+        model for model in rows() if any(t.automatic for t in model.trainers) and (model.network is None or model.sizes)
+    ]
 
 
 def _make_room(folder: Path, overwrite: bool, source: RawDataset | None) -> None:
@@ -270,8 +286,15 @@ def _draw(folder: Path, dataset: Path, results: dict[str, Any]) -> None:
             folder / "predictions" / f"{name}{labels.file_ending}",
             **results["cases"][name],
         )
-    if cases:
-        write_overlay(cases, dict(zip(labels.names, values, strict=True)), folder / "overlay.png")
+    if not cases:
+        return
+    members = dict(zip(labels.names, values, strict=True))
+    write_overlay(cases, members, folder / "overlay.png")
+    best = cases.get("best") or next(iter(cases.values()))
+    if len(best.planes) > 1:  # a slice has no surface
+        from nnunet_ext.reports.surfaces import write_surfaces
+
+        write_surfaces(best, members, folder / "surfaces.png")
 
 
 def _say_what_next(folder: Path, dataset: Path, trainer: str, results: dict[str, Any], seconds: float) -> None:
@@ -280,7 +303,9 @@ def _say_what_next(folder: Path, dataset: Path, trainer: str, results: dict[str,
     print(f", HD95 {hd95:.2f} mm" if hd95 is not None else "", end="")
     print(f" (without {results['missed']} missed or false structures)" if results["missed"] else "", end="")
     print(f" on {len(results['cases'])} held-out cases, after {int(seconds) // 60}:{int(seconds) % 60:02d} min.\n")
-    print(f"  picture      {folder / 'overlay.png'}")
+    for name in ("overlay.png", "surfaces.png"):
+        if (folder / name).is_file():
+            print(f"  picture      {folder / name}")
     print(f"  tables       {folder / 'evaluation'}")
     print(f"  predictions  {folder / 'predictions'}")
     print(f"  commands     {folder / 'commands.sh'}, their output in {folder / 'logs'}")

@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from nnunet_ext.errors import UserError
 from nnunet_ext.reports.figures import COLOURS, OverlayCase, overlay_figure, read_case, worst_median_best, write_overlay
 from nnunet_ext.reports.side_by_side import Row, side_by_side_figure
+from nnunet_ext.reports.surfaces import body, write_surfaces
 
 LABELS = {"organ": (1,), "lesion": (2,), "organ with lesion": (1, 2)}
 
@@ -169,6 +170,28 @@ def test_methods_side_by_side_share_slice_and_colours():
     # The hue of a label is the same for all.
     np.testing.assert_array_equal(of_reference[0, 0], of_ours[0, 0])
     np.testing.assert_allclose(of_ours[1, 0], 0.45 * plain[1, 0] + 0.55 * np.array(to_rgb(COLOURS[1])))
+
+
+def test_surfaces_have_the_place_and_size_of_the_mask():
+    mask = np.zeros((20, 30, 40), bool)
+    mask[5:15, 10:20, 8:28] = True
+    corners, triangles = body(mask, (2.0, 1.0, 0.5))
+    middle, extent = (corners.max(0) + corners.min(0)) / 2, np.ptp(corners, axis=0)
+    np.testing.assert_allclose(middle, np.array([9.5, 14.5, 17.5]) * (2.0, 1.0, 0.5), atol=1e-3)
+    np.testing.assert_allclose(extent, np.array([10, 10, 20]) * (2.0, 1.0, 0.5), atol=0.5)
+    assert triangles.max() == len(corners) - 1
+    assert body(np.zeros((4, 4, 4), bool), (1, 1, 1)) is None
+    single = np.zeros((4, 4, 4), bool)
+    single[1, 1, 1] = True
+    assert body(single, (1, 1, 1)) is not None  # no structure is too small to be drawn
+
+
+def test_both_maps_are_drawn_as_bodies(tmp_path):
+    write_surfaces(a_case(), LABELS, tmp_path / "surfaces.png")
+    picture = imread(tmp_path / "surfaces.png")[..., :3]
+    coloured = np.ptp(picture, axis=-1) > 0.15
+    left, right = np.array_split(coloured[100:480], 2, axis=1)
+    assert left.sum() > 2000 and right.sum() > 2000
 
 
 def test_pyplot_is_left_alone():
