@@ -57,15 +57,21 @@ def table(finished: dict, numbers: dict) -> str:
         anterior, posterior = (cells[shown(name), label, "Dice"] for label in ("Anterior", "Posterior"))
         distance = next(row for key, row in cells.items() if key[0] == shown(name) and key[1:] == ("mean", "HD95"))
         fold = KEPT / method.folder / "fold_0"
-        record, spent = read_json(fold / "run.json"), fold / "cpu_seconds.json"
-        hours = f"{sum(read_json(spent)) / 3600:.1f}" if spent.is_file() else "not recorded"
+        record = read_json(fold / "run.json")
         settings = record["settings"]
         lines.append(
             f"| {shown(name)} | {record['parameters'] / 1e6:.1f} M | {settings['epochs'] * settings['iterations']:,} "
-            f"| {hours} | {dice(anterior)} | {dice(posterior)} | {distance['mean']:.2f} mm "
+            f"| {hours(fold)} | {dice(anterior)} | {dice(posterior)} | {distance['mean']:.2f} mm "
             f"| {anterior['missed'] + posterior['missed']} |"
         )
     return "\n".join(lines)
+
+
+def hours(fold: Path) -> str:
+    """CPU hours of the training and its validation, where every start of the run left its seconds."""
+    spent, starts = fold / "cpu_seconds.json", len(list(fold.glob("training_log_*.txt")))
+    seconds = read_json(spent) if spent.is_file() else []
+    return f"{sum(seconds) / 3600:.1f}" if len(seconds) == starts else "not recorded whole"
 
 
 def dice(row: dict) -> str:
