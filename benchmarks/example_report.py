@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -38,10 +39,18 @@ def main() -> None:
     write_example(parser.parse_args().runs)
 
 
-def write_example(runs: list[str]) -> None:
-    """The report of these runs, or of words as `nnunet_ext report` takes them, and its pictures."""
+def write_example(runs: list[str], places: Mapping[str, str] | None = None) -> None:
+    """The report of these runs, or of words as `nnunet_ext report` takes them, and its pictures.
+
+    `places` are folders of this machine, and what stands for them on the page.
+    """
     if nnunet_ext(["report", *runs, "-o", str(REPORT)]) != 0:
         raise SystemExit(1)
+    for path in REPORT.parent.glob("report.[!p]*"):
+        text = path.read_text(encoding="utf-8")
+        for folder, name in (places or {}).items():
+            text = text.replace(folder, name)
+        path.write_text(text, encoding="utf-8")
     Image.open(REPORT.with_suffix(".png")).convert("RGB").save(DOCS / "images" / "results.webp", "WEBP", quality=84)
     REPORT.with_suffix(".png").unlink()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

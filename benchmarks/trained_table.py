@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 from example_report import REPORT, write_example
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from trained import KEPT, METHODS
 
-from nnunet_ext.files import read_json, write_text
+from nnunet_ext.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -31,11 +32,14 @@ def main() -> None:
         for method in finished.values():  # a report keeps its evaluation beside the run
             shutil.copytree(KEPT / method.folder, Path(temporary, method.folder))
         runs = [f"{shown(name)}={Path(temporary, method.folder)}" for name, method in finished.items()]
-        folders = ["-r", str(arguments.data / "labelsTr"), "--images", str(arguments.data / "imagesTr")]
-        write_example([*runs, *folders])
-        for path in REPORT.parent.iterdir():
-            text = path.read_text(encoding="utf-8").replace(temporary, "RESULTS")
-            write_text(path, text.replace(str(arguments.data.resolve()), "RAW").replace(str(arguments.data), "RAW"))
+        # References beside their folds, as nnU-Net has them.
+        references = Path(temporary, "gt_segmentations")
+        shutil.copytree(arguments.data / "labelsTr", references)
+        cases = sorted(path.name.removesuffix(".nii.gz") for path in references.glob("*.nii.gz"))
+        write_json(Path(temporary, "splits_final.json"), generate_crossval_split(cases, seed=12345, n_splits=5))
+        folders = ["-r", str(references), "--images", str(arguments.data / "imagesTr")]
+        places = {temporary: "RESULTS", str(arguments.data.resolve()): "RAW", str(arguments.data): "RAW"}
+        write_example([*runs, *folders], places)
     numbers = read_json(REPORT.with_suffix(".json"))
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
