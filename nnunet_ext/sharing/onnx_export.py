@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nnunet_ext import models
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.inference.onnx_model import FORMAT, METADATA, OnnxNetwork, open_session
+from nnunet_ext.sharing.onnx_norms import translations
 
 # Of logits, relative to the largest one, or to 1 where that is smaller.
 TOLERANCE = 1e-4
@@ -63,7 +64,13 @@ def network_as_onnx(
     try:
         with _quietly(), torch.no_grad():
             program = torch.onnx.export(
-                network, (generated[None],), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+                network,
+                (generated[None],),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+                custom_translation_table=translations(),
             )
             assert program is not None
             proto = program.model_proto
