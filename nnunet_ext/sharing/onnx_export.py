@@ -122,8 +122,9 @@ def windows_of(predictor: Any, images: Sequence[Path]) -> list[Tensor]:
         data = data[:, data.shape[1] // 2]
     lacking = [max(0, n - there) for n, there in zip(patch, data.shape[1:], strict=True)]
     data = torch.nn.functional.pad(data, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
-    middle = [slice((there - n) // 2, (there - n) // 2 + n) for n, there in zip(patch, data.shape[1:], strict=True)]
-    return [data[(slice(None), *middle)].contiguous()]
+    for axis, (n, there) in enumerate(zip(patch, data.shape[1:], strict=True), start=1):
+        data = data.narrow(axis, (there - n) // 2, n)
+    return [data.contiguous()]
 
 
 def _compare(network: nn.Module, model: bytes, windows: Sequence[Tensor]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operators of torch -> what the exporter writes for them, for `torch.onnx.export(custom_translation_table=)`."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18
 
     def mean(x: Any, axes: int) -> Any:
         for axis in range(1, axes + 1):
