@@ -4,9 +4,9 @@
     nnunet_ext import-model model.zip -o models
     python benchmarks/onnx_runtime.py --model models/DATASET/TRAINER__PLANS__CONFIGURATION --images imagesTs
 
-CPU seconds and peak memory are those of the whole command, imports too, in one thread. A row is written only if at most one label in ten thousand differs: logits are summed
-in half precision, where two classes can be equal. Results are appended to a CSV file. (Not called onnx.py, which Python
-would import in the place of the package.)
+CPU seconds and peak memory are those of the whole command, imports too, in one thread. A row is written only if at most
+one label in ten thousand differs: logits are summed in half precision, where two classes can be equal. Results are
+appended to a CSV file. (Not called onnx.py, which Python would import in the place of the package.)
 """
 
 from __future__ import annotations
