@@ -134,7 +134,7 @@ def _check_names(case: DicomCase, found: dict[str, np.ndarray], labels: Sequence
 
 
 def _painted(case: DicomCase, found: dict[str, np.ndarray], names: Sequence[str], overlap: bool) -> np.ndarray:
-    volume = np.zeros(case.series.shape, np.uint8)
+    volume: np.ndarray = np.zeros(case.series.shape, np.uint8)
     owner = volume.reshape(-1)
     for number, name in enumerate(names, start=1):
         places = found.get(name)

@@ -106,7 +106,7 @@ def _regions(header: Header, series: Series, frame: str) -> list[tuple[str, np.n
         if not contours:
             continue  # points and lines have no area
         name = names[int(region.ReferencedROINumber)]
-        mask = np.zeros(series.shape, bool)
+        mask: np.ndarray = np.zeros(series.shape, bool)
         for contour in contours:
             points = np.array([float(value) for value in contour.ContourData]).reshape(-1, 3)
             index = points @ to_index[:3, :3].T + to_index[:3, 3]
@@ -134,6 +134,6 @@ def _fill(header: Header, name: str, mask: np.ndarray, index: np.ndarray) -> Non
         raise header.refusal(f"a contour of {name!r} lies between two slices")
     left, top = np.maximum(np.floor(low), 0).astype(int)
     right, bottom = np.minimum(np.ceil(high) + 1, edge + 0.5).astype(int)
-    columns, rows = np.meshgrid(np.arange(left, right), np.arange(top, bottom))
-    inside = Polygon(index[:, :2]).contains_points(np.stack([columns.ravel(), rows.ravel()], axis=1))
-    mask[number, top:bottom, left:right] ^= inside.reshape(rows.shape)
+    pixels = np.indices((bottom - top, right - left)).reshape(2, -1).T + (top, left)
+    inside = Polygon(index[:, :2]).contains_points(pixels[:, ::-1])
+    mask[number, top:bottom, left:right] ^= inside.reshape(bottom - top, right - left)

@@ -104,8 +104,8 @@ def open_onnx_folder(
         raise UserError(f"{paths[0]} allows mirroring along the axes {shown(axes)}, which its patch does not have")
     network = OnnxNetwork(sessions)
     trainer = first.text("trainer")
-    axes = None if axes is None else tuple(axes)
-    predictor.manual_initialization(network, manager, settings, network.states(), dataset, trainer, axes)
+    allowed = None if axes is None else tuple(axes)
+    predictor.manual_initialization(network, manager, settings, network.states(), dataset, trainer, allowed)
 
 
 def open_session(model: Path | bytes, provider: str = CPU) -> Any:

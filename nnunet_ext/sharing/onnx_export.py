@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nnunet_ext import models
 from nnunet_ext.errors import UserError, reason_of
 from nnunet_ext.inference.onnx_model import FORMAT, METADATA, OnnxNetwork, open_session
+from nnunet_ext.sharing.onnx_norms import translations
 
 # Of logits, relative to the largest one, or to 1 where that is smaller.
 TOLERANCE = 1e-4
@@ -63,7 +64,13 @@ def network_as_onnx(
     try:
         with _quietly(), torch.no_grad():
             program = torch.onnx.export(
-                network, (generated[None],), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+                network,
+                (generated[None],),
+                dynamo=True,
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+                custom_translation_table=translations(),
             )
             assert program is not None
             proto = program.model_proto
@@ -115,8 +122,9 @@ def windows_of(predictor: Any, images: Sequence[Path]) -> list[Tensor]:
         data = data[:, data.shape[1] // 2]
     lacking = [max(0, n - there) for n, there in zip(patch, data.shape[1:], strict=True)]
     data = torch.nn.functional.pad(data, [side for n in reversed(lacking) for side in (n // 2, n - n // 2)])
-    middle = [slice((there - n) // 2, (there - n) // 2 + n) for n, there in zip(patch, data.shape[1:], strict=True)]
-    return [data[(slice(None), *middle)].contiguous()]
+    for axis, (n, there) in enumerate(zip(patch, data.shape[1:], strict=True), start=1):
+        data = data.narrow(axis, (there - n) // 2, n)
+    return [data.contiguous()]
 
 
 def _compare(network: nn.Module, model: bytes, windows: Sequence[Tensor]) -> dict[str, Any]:

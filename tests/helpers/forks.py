@@ -22,7 +22,10 @@ from typing import Any
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Scenes of commands that need neither torch nor nnU-Net; for the others these are imported once.
-LIGHT = ("slurm", "evaluate", "evaluate_folds", "data_check", "data_clean", "data_convert")
+LIGHT = (
+    "slurm", "evaluate", "evaluate_folds", "data_check", "data_clean", "data_convert", "data_convert_dicom",
+    "data_dicom_seg",
+)  # fmt: skip
 _HEAVY = ("matplotlib.pyplot", "torch._dynamo", "nnunetv2.inference.predict_from_raw_data", "nnunet_ext.plans.write")
 _EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.symlink")
 
