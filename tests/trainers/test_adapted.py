@@ -131,6 +131,7 @@ def test_plans_say_what_was_found_and_a_dry_run_writes_nothing(base, capsys):
     ("name", "settings", "expected"),
     [
         ("Silent", (), {"step": [4, 4, 4], "grid": None, "least": None}),
+        ("Talks", (), {"step": [1, 1, 1]}),  # beside the JSON that is read here
         ("Cube", (), {"step": [8, 8, 8], "grid": [32, 32, 32], "arguments.image_size": "@edge"}),
         ("Takes32", (), {"grid": [32, 32, 32]}),
         ("Stacked", (), {"training": [[0], [1], [2]], "evaluation": [[]], "scales": [[1, 1, 1]] * 3}),
