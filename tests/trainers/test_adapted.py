@@ -163,6 +163,12 @@ def test_a_memory_target_is_met_and_configurations_without_a_form_are_left_out(b
     assert planned["configuration"] == "3d_fullres" and planned["gigabytes"] <= 0.9
     assert f"left out 2d: {OWN}Silent" in err
     assert (folder / "nnUNetPlansSilent0.9GB.json").is_file()
+    # What each GPU allows, of a network that prints beside the JSON.
+    words = ["plan", "-d", "4", "--network", OWN + "Talks", "-c", "3d_fullres", "--memory", "0.9", "8", "--json"]
+    assert main(words) == 0
+    assert [offer["fit"]["gigabytes"] <= offer["gpu_gigabytes"] for offer in json.loads(capsys.readouterr().out)] == [
+        True, True
+    ]  # fmt: skip
 
 
 # What cannot work --------------------------------------------------------------------------------------------------
