@@ -96,7 +96,9 @@ NETWORKS = {
         more={2: ("strides=[[2,2],[2,2],[2,2],[1,1]]",)},
     ),
     "UNETR++": Network(
-        "nnunet_ext.architectures.unetrpp.UNETRPP", ("dims=[8,16,16,32]", "depths=[1,1,1,1]", "heads=2"), (3,)
+        "nnunet_ext.architectures.unetrpp.UNETRPP",
+        ("dims=[8,16,16,32]", "depths=[1,1,1,1]", "num_heads=2", "patch_size=@grid"),
+        (3,),
     ),
 }
 

@@ -23,6 +23,7 @@ example:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import shlex
@@ -83,22 +84,25 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{option} belongs to --network")
     if arguments.fast_preprocessing:
         return _fast_preprocessing(arguments, write_fast_preprocessing)
-    model, size = _model(arguments)
+    # A network may print when it is built, and stdout is for --json.
+    with contextlib.redirect_stdout(sys.stderr):
+        model, size = _model(arguments)
     if arguments.memory is not None:
         return _show_memory(arguments, model, size)
-    path, planned = write_plans(
-        arguments.dataset,
-        model,
-        size,
-        base_plans=arguments.base_plans,
-        configurations=arguments.configurations,
-        patch_size=arguments.patch_size,
-        batch_size=arguments.batch_size,
-        gpu_gigabytes=arguments.gpu_memory_target,
-        plans_name=arguments.plans_name,
-        progress=True,
-        dry_run=arguments.dry_run,
-    )
+    with contextlib.redirect_stdout(sys.stderr):
+        path, planned = write_plans(
+            arguments.dataset,
+            model,
+            size,
+            base_plans=arguments.base_plans,
+            configurations=arguments.configurations,
+            patch_size=arguments.patch_size,
+            batch_size=arguments.batch_size,
+            gpu_gigabytes=arguments.gpu_memory_target,
+            plans_name=arguments.plans_name,
+            progress=True,
+            dry_run=arguments.dry_run,
+        )
     if arguments.json:
         print(json.dumps({"plans": str(path), "configurations": [vars(p) for p in planned]}, indent=2))
     if arguments.network:
@@ -176,7 +180,8 @@ def _show_memory(arguments: argparse.Namespace, model: models.Model, size: str) 
     sizes = sorted(arguments.memory) or MEMORY_SIZES_GB
     total = len(sizes) * len(configurations)
     each = offers(model, size, configurations, sizes, arguments.batch_size)
-    found = list(tqdm(each, total=total, desc="estimate", unit="GPU", delay=2, leave=False))
+    with contextlib.redirect_stdout(sys.stderr):
+        found = list(tqdm(each, total=total, desc="estimate", unit="GPU", delay=2, leave=False))
     if arguments.json:
         rows = [{**vars(offer), "fit": offer.fit and vars(offer.fit)} for offer in found]
         print(json.dumps(rows, indent=2))

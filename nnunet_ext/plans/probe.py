@@ -10,9 +10,10 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import torch
@@ -363,11 +364,13 @@ def _by(grid: Sequence[int]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's log of operations that fail on fake tensors, which is what a probe is for."""
+    """Without torch's log of operations that fail on fake tensors, which is what a probe is for, and without what a
+    network prints, again at every try."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         logger.setLevel(level)

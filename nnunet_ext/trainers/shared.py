@@ -237,10 +237,12 @@ class SharedTrainer(SafeCheckpoints):
 
     def _about_loss(self, value: float, batch: dict) -> str:
         learning_rate = self.optimizer.param_groups[0]["lr"]
+        finer = {"fp16": "NNUNET_EXT_PRECISION=bf16 or fp32", "bf16": "NNUNET_EXT_PRECISION=fp32"}
+        remedy = finer.get(self.precision, "a lower NNUNET_EXT_LEARNING_RATE")
         return (
             f"the loss is {value} in epoch {self.current_epoch} at learning rate {learning_rate:.3g}, "
             f"precision {self.precision}, cases {', '.join(map(str, batch['keys']))}; the last good checkpoint in "
-            f"{self.output_folder} is kept. Look at these cases, or train with NNUNET_EXT_PRECISION=bf16 or fp32"
+            f"{self.output_folder} is kept. Look at these cases, or train with {remedy}"
         )
 
     def _to_device(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor | list[torch.Tensor]]:

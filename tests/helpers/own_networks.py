@@ -54,6 +54,18 @@ class Plain(nn.Module):
         return self.layer(x)
 
 
+class Talks(Plain):
+    """Prints when it is built and when it runs, as MONAI's DiNTS."""
+
+    def __init__(self, in_channels: int, out_channels: int, spatial_dims: int = 3):
+        super().__init__(in_channels, out_channels, spatial_dims)
+        print("built")
+
+    def forward(self, x):
+        print("ran")
+        return super().forward(x)
+
+
 class NeedsBackbone(Plain):
     def __init__(self, in_channels: int, out_channels: int, backbone: str):
         super().__init__(in_channels, out_channels)

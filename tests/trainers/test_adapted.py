@@ -131,6 +131,7 @@ def test_plans_say_what_was_found_and_a_dry_run_writes_nothing(base, capsys):
     ("name", "settings", "expected"),
     [
         ("Silent", (), {"step": [4, 4, 4], "grid": None, "least": None}),
+        ("Talks", (), {"step": [1, 1, 1]}),  # beside the JSON that is read here
         ("Cube", (), {"step": [8, 8, 8], "grid": [32, 32, 32], "arguments.image_size": "@edge"}),
         ("Takes32", (), {"grid": [32, 32, 32]}),
         ("Stacked", (), {"training": [[0], [1], [2]], "evaluation": [[]], "scales": [[1, 1, 1]] * 3}),
@@ -162,6 +163,12 @@ def test_a_memory_target_is_met_and_configurations_without_a_form_are_left_out(b
     assert planned["configuration"] == "3d_fullres" and planned["gigabytes"] <= 0.9
     assert f"left out 2d: {OWN}Silent" in err
     assert (folder / "nnUNetPlansSilent0.9GB.json").is_file()
+    # What each GPU allows, of a network that prints beside the JSON.
+    words = ["plan", "-d", "4", "--network", OWN + "Talks", "-c", "3d_fullres", "--memory", "0.9", "8", "--json"]
+    assert main(words) == 0
+    assert [offer["fit"]["gigabytes"] <= offer["gpu_gigabytes"] for offer in json.loads(capsys.readouterr().out)] == [
+        True, True
+    ]  # fmt: skip
 
 
 # What cannot work --------------------------------------------------------------------------------------------------

@@ -290,7 +290,11 @@ def test_full_disk_ends_a_training_with_one_line_and_the_old_checkpoint(make_tra
         assert path.read_bytes() == old and not [name for name in files(trainer) if name.startswith(".writing")]
 
 
-def test_nan_loss_stops_and_names_the_batch(make_trainer):
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp32", "a lower NNUNET_EXT_LEARNING_RATE"), ("bf16", "NNUNET_EXT_PRECISION=fp32")]
+)
+def test_nan_loss_stops_and_names_the_batch(make_trainer, monkeypatch, precision, remedy):
+    monkeypatch.setenv("NNUNET_EXT_PRECISION", precision)
     trainer = make_trainer(nnUNetTrainerSegMamba)
     trainer.initialize()
     path = Path(trainer.output_folder, LATEST)
@@ -302,7 +306,7 @@ def test_nan_loss_stops_and_names_the_batch(make_trainer):
         "target": torch.zeros(2, 1, 16, 32, 32, dtype=torch.int16),
         "keys": np.array(["case_03", "case_07"]),
     }
-    message = r"loss is nan in epoch 0 at learning rate 0\.01.*case_03, case_07"
+    message = rf"loss is nan in epoch 0 at learning rate 0\.01.*case_03, case_07.* train with {remedy}$"
     with pytest.raises(TrainingError, match=message) as caught:
         trainer.train_step(batch)
     assert isinstance(caught.value, SystemExit) and caught.value.code == f"nnunet_ext: {caught.value}"
