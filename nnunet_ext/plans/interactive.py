@@ -20,7 +20,7 @@ from nnunet_ext.environment import choice
 from nnunet_ext.errors import TrainingError
 from nnunet_ext.plans.estimate import estimate
 from nnunet_ext.plans.files import channels_of
-from nnunet_ext.plans.fit import MAX_COVERED, MIN_BATCH, first_fitting, patches, strides_for
+from nnunet_ext.plans.fit import MAX_COVERED, MIN_BATCH, MIN_EDGE, first_fitting, patches, strides_for
 from nnunet_ext.plans.memory import StepMemory, fits_gpu, on_gpu
 from nnunet_ext.plans.network import arguments_for_patch
 from nnunet_ext.plans.planner import ModelPlanner
@@ -108,10 +108,11 @@ class InteractivePlanner(ModelPlanner):
         channels, budget = channels_of(self.dataset_json), fits_gpu(self.UNet_vram_target_GB * 1e9)
 
         def described(patch: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
-            """Arguments of the network, and the part of a patch that is computed."""
-            strides = [list(stride) for stride in strides_for(spacing, patch)]
+            """Arguments of the network, which pools what images fill of a patch, and that part."""
+            filled = [min(p, max(n, 2 * MIN_EDGE)) for p, n in zip(patch, shape, strict=True)]
+            strides = [list(stride) for stride in strides_for(spacing, filled)]
             steps = [math.prod(axis) for axis in zip(*strides, strict=True)]
-            computed = [min(p, n + -n % step) for p, n, step in zip(patch, shape, steps, strict=True)]
+            computed = [min(p, n + -n % step) for p, n, step in zip(patch, filled, steps, strict=True)]
             return arguments_for_patch(self.model.name, self.size, list(patch), strides), computed
 
         def memory(patch: Sequence[int], batch: int) -> StepMemory:

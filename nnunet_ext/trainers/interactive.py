@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from nnunet_ext.prompts.channels import CHANNELS, PREVIOUS, add
 from nnunet_ext.prompts.early import EMPTY, begin, correct
 from nnunet_ext.prompts.objects import choose_object
 from nnunet_ext.steps.interactive import Batch, look_again, step
+from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.interrupts import ends_in_one_line
 from nnunet_ext.trainers.shared import SharedTrainer
 
@@ -269,6 +271,7 @@ class nnUNetTrainerInteractive(SharedTrainer):
         """Simulated users click on every object of the validation cases; nothing is segmented without clicks."""
         if save_probabilities:
             self.print_to_log_file("nnunet_ext: --npz has no effect: without clicks nothing is segmented")
+        started = time.monotonic()
         self.set_deep_supervision_enabled(False)
         self.network.eval()
         scores = self._clicked_scores()
@@ -279,6 +282,7 @@ class nnUNetTrainerInteractive(SharedTrainer):
         if self.local_rank == 0:
             write_viewer_folder(self.output_folder_base, self.dataset_json)
             self._write_scores(scores)
+            run_record.add_validation(self.output_folder, time.monotonic() - started, len(self.do_split()[1]))
         self.set_deep_supervision_enabled(True)
 
     def _clicked_scores(self) -> list[PromptedScore]:

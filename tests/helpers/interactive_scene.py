@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def shrink(folder: Path, plans: str = TINY) -> None:
     own |= {"patch_size": [16, 24, 24], "batch_size": 2}
     own["architecture"]["arch_kwargs"] |= {"features": 4, "blocks": [1, 1, 1], "strides": strides}
     (folder / f"{plans}.json").write_text(json.dumps(content))
+
+
+def with_patch(trained: Path, folder: Path, patch: list[int]) -> Path:
+    """A copy of a model folder whose plans have another patch; the network takes any."""
+    shutil.copytree(trained, folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = patch
+    (folder / "plans.json").write_text(json.dumps(plans))
+    return folder
 
 
 def train(base: Path, plans: str = TINY, **variables: str) -> Path:

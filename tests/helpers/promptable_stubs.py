@@ -86,6 +86,8 @@ def interactive_folder(base: Path, patch_size=(64, 64, 64)) -> Path:
     plans["transpose_forward"] = plans["transpose_backward"] = [0, 1, 2]
     arguments = {"strides": [[1, 1, 1], [2, 2, 2]], "features": 4, "blocks": [1, 1]}
     plans["configurations"]["3d_fullres"].update(
+        **{f"resampling_fn_{what}": "no_resampling_hack" for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": {} for what in ("data", "seg", "probabilities")},
         preprocessor_name="ViewerPreprocessor",
         patch_size=list(patch_size),
         normalization_schemes=["ZScoreNormalization"],

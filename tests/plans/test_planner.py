@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from helpers import nnunet_dataset
 
@@ -12,7 +13,7 @@ from nnunet_ext import models
 from nnunet_ext.discovery.lookup import load
 from nnunet_ext.discovery.table import find
 from nnunet_ext.errors import TrainingError
-from nnunet_ext.plans import fit
+from nnunet_ext.plans import fit, interactive
 from nnunet_ext.plans.memory import StepMemory, on_gpu
 
 NAME = "Dataset990_Phantoms"
@@ -52,6 +53,7 @@ def quick_memory(monkeypatch):
         return StepMemory(10**9, 0, 0, 1000 * math.prod(patch) * batch)
 
     monkeypatch.setattr(fit, "estimate", estimate)
+    monkeypatch.setattr(interactive, "estimate", estimate)
 
 
 def write_fingerprint(base, shape, spacing):
@@ -118,7 +120,8 @@ def test_the_largest_patch_that_fits(base):
 @pytest.mark.parametrize("model", [model.name for model in models.OWN if model.planner])
 def test_forms_and_names(here, quick_memory, model):
     planned = plan(model)
-    expected = {"sam_med3d": {"3d_fullres"}, "unetrpp": {"3d_fullres"}, "universeg": {"2d"}}
+    volumes = {"3d_fullres"}
+    expected = {"sam_med3d": volumes, "unetrpp": volumes, "interactive": volumes, "universeg": {"2d"}}
     assert set(planned) == expected.get(model, {"2d", "3d_fullres"})
     written = json.loads((here / f"nnUNet{models.find(model).suffix}Plans.json").read_text())
     assert all(
@@ -165,6 +168,22 @@ def test_refusals_are_one_line(here, quick_memory, of_shape):
     with pytest.raises(TrainingError, match="has images of two axes; UNETR\\+\\+ needs volumes"):
         plan("unetrpp")
     assert set(plan("segmamba", plans_name="flat")) == {"2d"}
+
+
+def test_interactive_patches_leave_room_for_autozoom_where_images_are_flat(here, quick_memory, of_shape):
+    """Eight slices: the patch is as deep as it has to be, the network pools what is there, and memory is for that."""
+    of_shape((8, 180, 160), (10.0, 1.5, 1.5))
+    planned = plan("interactive", gpu_memory_target_in_gb=3)["3d_fullres"]
+    assert planned["patch_size"][0] == 64 and min(planned["patch_size"]) >= 64
+    strides = np.prod(planned["architecture"]["arch_kwargs"]["strides"], axis=0)
+    assert strides[0] <= 2 and strides[1] >= 16
+    computed = 8 * planned["patch_size"][1] * planned["patch_size"][2]
+    assert 1000 * computed * planned["batch_size"] < 1.1e9 < 1000 * 64 * computed / 8
+    assert planned["spacing"] == [10.0, 1.5, 1.5] and planned["median_image_size_in_voxels"] == [8, 180, 160]
+    with pytest.raises(TrainingError, match=r"early prompting needs 2\.\d GB .* with the smallest patch 64x"):
+        plan("interactive", gpu_memory_target_in_gb=1.9)
+    with pytest.raises(TrainingError, match="leave -overwrite_target_spacing out"):
+        plan("interactive", overwrite_target_spacing=[1, 1, 1])
 
 
 def test_a_cascade_keeps_both_stages(here, quick_memory, of_shape):

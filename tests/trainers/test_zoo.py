@@ -29,7 +29,7 @@ from nnunet_ext import models
 from nnunet_ext.cli.main import main
 from nnunet_ext.discovery import lookup
 from nnunet_ext.errors import TrainingError
-from nnunet_ext.plans import write
+from nnunet_ext.plans import interactive, write
 from nnunet_ext.plans.memory import StepMemory
 from nnunet_ext.trainers import run_record
 
@@ -44,6 +44,7 @@ SMALLER = {
     "sam_med3d": {"sizes": SIZES, "rounds": 3},
     "medsegdiff": {"width": 4, "max_width": 8, "denoiser_width": 4, "embedding_dim": 8, "semantic_dim": 8},
     "universeg": {"encoder_blocks": [4, 4, 4], "image_size": 32},
+    "interactive": {"features": 4, "blocks": [1, 1]},
 }
 # The network named by its path.
 NETWORK = ["--network", "monai.networks.nets.BasicUNet", "--set", "features=[4,4,4,4,4,4]"]
@@ -126,6 +127,8 @@ def plan(model: models.Model, data: Prepared, configuration: str, capsys) -> str
     if model.network:
         base = name
         named = NETWORK if model.name == "adapted" else ["--model", model.name, "--size", "tiny"]
+        if model.preprocessor and configuration == "3d_fullres":
+            named += ["-p", planned_and_preprocessed(model, data)]
         words = [*named, "-c", *own, "--patch-size", *map(str, patch)]
         if main(["plan", "-d", data.member.number, *words, "--batch-size", "2", "-o", name]):
             raise TrainingError(capsys.readouterr().err.strip())
@@ -141,8 +144,21 @@ def plan(model: models.Model, data: Prepared, configuration: str, capsys) -> str
     return name
 
 
-def train_and_predict(model: models.Model, trainer: models.Trainer, data: Prepared, capsys) -> Path:
-    """All steps but the report; returns the folder of predictions.
+def planned_and_preprocessed(model: models.Model, data: Prepared) -> str:
+    """The plans of a model that needs data of its own, made by its planner."""
+    number = int(data.member.number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        patch.setenv("NNUNET_EXT_INTERACTIVE_CHANNELS", "all")
+        patch.setattr(interactive, "estimate", lambda *arguments: StepMemory(10**9, 0, 0, 0))
+        plan_experiments([number], experiment_planner_class_name=model.planner)
+        name = f"nnUNet{model.suffix}Plans"
+        preprocess([number], name, configurations=["3d_fullres"], num_processes=[1])
+    return name
+
+
+def train_and_predict(model: models.Model, trainer: models.Trainer, data: Prepared, capsys) -> Path | None:
+    """All steps but the report; returns the folder of predictions, None where somebody has to click for them.
 
     Raises:
         TrainingError: the trainer or the planning of its network refuses.
@@ -155,12 +171,22 @@ def train_and_predict(model: models.Model, trainer: models.Trainer, data: Prepar
     for stage in ["3d_lowres", CASCADE] if configuration == CASCADE else [configuration]:
         run_training(data.folder.name, stage, fold, trainer.name, plans, device=torch.device("cpu"))
         trained = data.base / "nnUNet_results" / data.folder.name / f"{trainer.name}__{plans}__{stage}"
+        if not trainer.automatic:
+            return check_clicks(data, trained / f"fold_{fold}")
         check_validation(data, trained / f"fold_{fold}")
         previous = predict_twice(data, trained, fold, previous, capsys)
     words = ["-r", str(data.raw / "labelsTs"), "-p", str(previous), "-n", "1", "-q"]
     capsys.readouterr()
     assert main(["evaluate", *words]) == 0, capsys.readouterr().err
     return previous
+
+
+def check_clicks(data: Prepared, fold: Path) -> None:
+    """Every label or region that occurs is clicked on, and nothing claims to be automatic."""
+    summary = json.loads((fold / "validation" / "prompted_summary.json").read_text())
+    names = data.member.labels.keys() - {"background", "ignore"}
+    assert summary["users"]["centre"]["mean"]["n"] and {score["target"] for score in summary["cases"]} <= names
+    assert not (fold / "validation" / "summary.json").exists()
 
 
 def check_validation(data: Prepared, fold: Path) -> None:
@@ -197,7 +223,9 @@ def predict_twice(data: Prepared, trained: Path, fold: int | str, previous: Path
 def test_trainer(prepared, capsys, model, trainer):
     configuration = configuration_for(prepared.member, trainer)
     if ("cascade" if configuration == CASCADE else configuration) in trainer.inputs:
-        prepared.predictions[trainer.name] = train_and_predict(model, trainer, prepared, capsys)
+        predicted = train_and_predict(model, trainer, prepared, capsys)
+        if predicted is not None:
+            prepared.predictions[trainer.name] = predicted
         return
     with pytest.raises(TrainingError) as refused:
         train_and_predict(model, trainer, prepared, capsys)

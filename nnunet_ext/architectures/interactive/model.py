@@ -15,6 +15,8 @@ from nnunet_ext.errors import TrainingError
 from nnunet_ext.prompts.channels import CHANNELS
 
 OUTPUTS = 2  # background, object
+# Voxels on the deepest grid, per axis: nnU-Net's. One alone has no variance.
+LEAST_EDGE = 4
 # The logits (background, object) of what lies outside of the image.
 _OUTSIDE = (10.0, -10.0)
 _LAYER_CLASSES = ("conv_op", "norm_op", "dropout_op", "nonlin")
@@ -111,7 +113,7 @@ class InteractiveNetwork(nn.Module):
 
 
 def occupied(x: Tensor, multiples: Sequence[int]) -> tuple[slice, ...]:
-    """The smallest box, of multiples of so many voxels per axis, outside of which all is zero.
+    """The smallest box, of multiples of so many voxels per axis, at least four, outside of which all is zero.
 
     Args:
         x: (batch, channels, *patch); a patch that is no multiple itself is kept whole on that axis.
@@ -122,7 +124,7 @@ def occupied(x: Tensor, multiples: Sequence[int]) -> tuple[slice, ...]:
     for axis, (size, step) in enumerate(zip(used.shape, multiples, strict=True)):
         along = used.any(dim=tuple(a for a in axes if a != axis)).nonzero()
         first, last = (0, 0) if not len(along) else (int(along[0]), int(along[-1]) + 1)
-        wanted = max(last - first + (first - last) % step, step)
+        wanted = max(last - first + (first - last) % step, LEAST_EDGE * step)
         if size % step or wanted >= size:
             box.append(slice(0, size))
             continue
