@@ -55,7 +55,8 @@ class ViewedObject:
         inside, target = place
         self._logits = self._logits.clone()
         self._logits[target] = (logits[1] - logits[0])[inside]
-        self._channels[(PREVIOUS, *target)] = (logits.argmax(0) == 1)[inside].float()
+        channel = (PREVIOUS, *target)
+        self._channels[channel] = (logits.argmax(0) == 1)[inside].float()
 
 
 def centre_of(interaction: Interaction) -> tuple[int, ...]:
@@ -83,5 +84,6 @@ def patch_around(
         target.append(slice(low, high))
         inside.append(slice(low - first, high - first))
     patch = volume.new_zeros(len(volume), *patch_size)
-    patch[(slice(None), *inside)] = volume[(slice(None), *target)]
+    here, there = (slice(None), *inside), (slice(None), *target)
+    patch[here] = volume[there]
     return patch, (tuple(inside), tuple(target))

@@ -52,7 +52,9 @@ class InteractivePlanner(ModelPlanner):
     ):
         if overwrite_target_spacing is not None:
             raise TrainingError("interactive models train without resampling; leave out -overwrite_target_spacing")
-        super().__init__(dataset_name_or_id, gpu_memory_target_in_gb, self.model.preprocessor, plans_name, None, True)
+        super().__init__(
+            dataset_name_or_id, gpu_memory_target_in_gb, str(self.model.preprocessor), plans_name, None, True
+        )
         self.lowres_creation_threshold = 0.0
         channels, asked = channels_of(self.dataset_json), choice(os.environ, CHANNELS, ("one", "all"))
         if channels > 1 and asked != "all":

@@ -82,7 +82,7 @@ def lasso(mask: np.ndarray, positive: bool = True, corner: Sequence[int] = (0, 0
 @functools.cache
 def ball(radius: int) -> np.ndarray:
     """(2 radius + 1)^3 float32: the distance to the ball's outside, 1 at its centre."""
-    squares = np.arange(-radius, radius + 1) ** 2
+    squares: np.ndarray = np.arange(-radius, radius + 1) ** 2
     inside = squares[:, None, None] + squares[:, None] + squares <= radius**2
     depth = distance_transform_edt(inside)
     values = (depth / depth.max()).astype(np.float32)
@@ -166,6 +166,7 @@ def _draw(channels: Tensor, interaction: Interaction, strength: float) -> None:
             return
         inside.append(slice(first, last))
         drawn.append(slice(first - low, last - low))
-    view = channels[(interaction.channel, *inside)]
+    place = (interaction.channel, *inside)
+    view = channels[place]
     values = torch.from_numpy(np.array(interaction.values[tuple(drawn)], dtype=np.float32))
     torch.maximum(view, (values * strength).to(view), out=view)

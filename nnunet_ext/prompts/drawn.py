@@ -57,8 +57,8 @@ def draw_box(
     """
     axis, number, plane = _slice(region, random)
     bounds = []
-    for used, n in ((plane.any(1), plane.shape[0]), (plane.any(0), plane.shape[1])):
-        low, high = _ends(used)
+    for along, n in enumerate(plane.shape):
+        low, high = _ends(np.asarray(plane.any(axis=1 - along)))
         off = random.uniform(-1, 1, 2) * (1 + jitter * (high - low))
         low, high = max(0, round(low + off[0])), min(n, round(high + off[1]))
         bounds.append((min(low, n - 1), max(high, low + 1)))
@@ -195,7 +195,8 @@ def _far_ball(zoom: float) -> np.ndarray:
     inside = (..., *[slice(begin, begin + 2 * POINT_RADIUS + 1)] * 3)
     whole[inside] = torch.from_numpy(ball(POINT_RADIUS).copy())
     wide = F.max_pool3d(whole, 2 * widened(zoom) + 1, 1, widened(zoom))
-    values = F.interpolate(wide[(..., *[slice(reach, reach + size)] * 3)], (seen,) * 3, mode="area")[0, 0].numpy()
+    middle = (slice(None), slice(None), *[slice(reach, reach + size)] * 3)
+    values = F.interpolate(wide[middle], (seen,) * 3, mode="area")[0, 0].numpy()
     values.flags.writeable = False
     return values
 

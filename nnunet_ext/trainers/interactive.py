@@ -183,8 +183,9 @@ class nnUNetTrainerInteractive(SharedTrainer):
         image = batch["data"] * torch.from_numpy(inside)[:, None]
         multiples = self.bare_network().multiples
         if multiples is not None:
-            box = occupied(torch.from_numpy(inside)[:, None], multiples)
-            labels, inside, image = labels[(slice(None), *box)], inside[(slice(None), *box)], image[(..., *box)]
+            box = (slice(None), *occupied(torch.from_numpy(inside)[:, None], multiples))
+            whole = (slice(None), *box)
+            labels, inside, image = labels[box], inside[box], image[whole]
         ignore = self.label_manager.ignore_label
         counted = inside if ignore is None else inside & (labels != ignore)
         users = [np.random.default_rng([*seed, j]) for j in range(len(labels))]

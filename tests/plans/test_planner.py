@@ -182,7 +182,7 @@ def test_interactive_patches_leave_room_for_autozoom_where_images_are_flat(here,
     assert planned["spacing"] == [10.0, 1.5, 1.5] and planned["median_image_size_in_voxels"] == [8, 180, 160]
     with pytest.raises(TrainingError, match=r"early prompting needs 2\.\d GB .* with the smallest patch 64x"):
         plan("interactive", gpu_memory_target_in_gb=1.9)
-    with pytest.raises(TrainingError, match="leave -overwrite_target_spacing out"):
+    with pytest.raises(TrainingError, match="without resampling; leave out -overwrite"):
         plan("interactive", overwrite_target_spacing=[1, 1, 1])
 
 

@@ -135,6 +135,7 @@ def test_dry_run_writes_nothing(base):
     [
         (("-d", "8", *TRAIN[2:]), r"expected one folder Dataset008_\* in .*_raw or .*_preprocessed, found none"),
         (("-d", "7", "-tr", "nnUNetTrainerExtt", "-c", "3d_fullres"), "did you mean nnUNetTrainerExt"),
+        (("-d", "7", "-tr", "nnUNetTrainerInteractive", "-c", "3d_fullres"), "segments nothing by itself"),
         ((*TRAIN[:-1], "4d"), "-c 4d is not in nnUNetPlans.json, which has 3d_fullres"),
         ((*TRAIN[:-1], "3d_cascade_fullres"), "predicts in two stages"),
         ((*TRAIN, "-p", "nnUNetPlansOther"), "nnUNetPlansOther.json does not exist"),

@@ -152,20 +152,6 @@ def test_one_step_learns_from_the_last_round_or_all(here, monkeypatch):
     assert norms["last"] > 0 and norms["all"] > 0 and norms["last"] != norms["all"]
 
 
-def test_outside_of_the_image_nothing_is_computed_nor_learnt(here):
-    trainer = here()
-    trainer.initialize()
-    network = trainer.network.eval()
-    network.deep_supervision = False
-    x = torch.zeros(1, 8, 16, 24, 24)
-    x[..., 2:9, :, 5:20] = torch.randn(1, 8, 7, 24, 15)
-    with torch.no_grad():
-        logits = network(x)
-        inside = network.backbone(x[..., 2:10, :, 5:21].contiguous())
-    torch.testing.assert_close(logits[..., 2:10, :, 5:21], inside)
-    assert (logits[:, 1, 10:] < logits[:, 0, 10:]).all() and logits.shape == (1, 2, 16, 24, 24)
-
-
 def test_regions_ignore_label_and_components(here, monkeypatch):
     monkeypatch.setenv("NNUNET_EXT_INTERACTIVE_OBJECTS", "components")
     dataset = {

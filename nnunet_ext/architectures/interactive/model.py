@@ -60,10 +60,10 @@ class InteractiveNetwork(nn.Module):
         self.backbone = get_network_from_plans(
             network, dict(arguments), classes, input_channels + CHANNELS, OUTPUTS, deep_supervision=deep_supervision
         )
-        strides = arguments.get("strides")
+        self.multiples: tuple[int, ...] | None = None
         # A network built for one grid is shown all of it.
-        free = strides is not None and "patch_size" not in arguments
-        self.multiples = tuple(math.prod(axis) for axis in zip(*strides, strict=True)) if free else None
+        if "strides" in arguments and "patch_size" not in arguments:
+            self.multiples = tuple(math.prod(axis) for axis in zip(*arguments["strides"], strict=True))
         # Sessions of viewers never say so, and trainers say when they train.
         self.eval()
 
@@ -102,13 +102,13 @@ class InteractiveNetwork(nn.Module):
             )
         if self.training or self.multiples is None:
             return self.backbone(x)
-        box = occupied(x, self.multiples)
-        inside = self.backbone(x[(..., *box)].contiguous())
+        box = (slice(None), slice(None), *occupied(x, self.multiples))
+        inside = self.backbone(x[box].contiguous())
         if inside.shape[2:] == x.shape[2:]:
             return inside
         outside = torch.tensor(_OUTSIDE, dtype=inside.dtype, device=x.device)
         logits = outside[None, :, None, None, None].repeat(len(x), 1, *x.shape[2:])
-        logits[(..., *box)] = inside
+        logits[box] = inside
         return logits
 
 
