@@ -24,6 +24,8 @@ from nnunet_ext.files import read_json, write_json
 
 HERE = Path(__file__).parent
 CALIBRATED_STEPS = 12
+# So many of the first validation cases of fold 0 were looked at while the optimiser was chosen; they are not scored.
+LOOKED_AT = {"Dataset004_Hippocampus": 4}
 PLANS, STOCK = "nnUNetInteractivePlans", "nnUNetPlans"
 COLUMNS = (
     "method", "objects", "gradients", "user", "clicks", "dice", "nsd_1mm", "n", "parameters", "patch_size",
@@ -90,7 +92,11 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> None:
             command("nnUNetv2_plan_and_preprocess", "-d", number, *flags)
             Path(folder, f"{plans}_3d_fullres", "finished").touch()
     if not (folder / "splits_final.json").is_file():
-        few_validation_cases(folder, arguments.cases)
+        seen = LOOKED_AT.get(dataset, 0)
+        few_validation_cases(folder, seen + arguments.cases)
+        splits = read_json(folder / "splits_final.json")
+        splits[0]["val"] = splits[0]["val"][seen:]
+        write_json(folder / "splits_final.json", splits)
 
 
 def stock_plans(arguments: argparse.Namespace, dataset: str) -> str:

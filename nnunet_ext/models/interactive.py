@@ -29,6 +29,7 @@ MODEL = Model(
     },
     from_patch="nnunet_ext.architectures.interactive.geometry:from_patch",
     step="nnunet_ext.steps.interactive",
+    optimiser_slots=2,
     deep_supervision=True,
     configurations=("3d_fullres",),
     planner_class="nnunet_ext.plans.interactive.InteractivePlanner",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from nnunet_ext.prompts.objects import choose_object
 from nnunet_ext.steps.interactive import Batch, look_again, step
 from nnunet_ext.trainers import run_record
 from nnunet_ext.trainers.interrupts import ends_in_one_line
+from nnunet_ext.trainers.recipe import ADAMW
 from nnunet_ext.trainers.shared import SharedTrainer
 
 ROUNDS = 4
@@ -78,6 +79,8 @@ class nnUNetTrainerInteractive(SharedTrainer):
     The model folder opens in that session: see docs/interactive.md.
     """
 
+    # SGD with nnU-Net's momentum ended in NaN, or in background everywhere, within the first 150 steps (docs/log.md).
+    recipe = replace(ADAMW, learning_rate=1e-3)
     batches = BatchesFromAfar
     patches_reach_out = True
 

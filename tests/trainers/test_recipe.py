@@ -31,7 +31,7 @@ PAPERS = {
     "nnUNetTrainerMedSegDiffV2Paper": ("adamw", 1e-4, 1e-2, "constant", 0, 1.0),
     "nnUNetTrainerNetwork": ("adamw", 3e-4, 1e-2, "poly", 0, 1.0),
     "nnUNetTrainerSAMMed3D": ("adamw", 3e-4, 0.1, "poly", 0, 1.0),
-    "nnUNetTrainerInteractive": ("sgd", 1e-2, 3e-5, "poly", 0, 12.0),
+    "nnUNetTrainerInteractive": ("adamw", 1e-3, 1e-2, "poly", 0, 1.0),
     "nnUNetTrainerUniverSeg": ("adamw", 1e-4, 0.0, "poly", 0, 5.0),
 }
 
