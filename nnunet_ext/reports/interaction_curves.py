@@ -77,7 +77,7 @@ def read_interaction_curves(path: Path) -> dict[str, Any]:
     content = read_json(path)
     try:
         interactions_section(content)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise UserError(f"{path} holds no curves of interactions; {_REMEDY}") from None
     return content
 

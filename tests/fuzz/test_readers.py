@@ -38,10 +38,12 @@ from nnunet_ext.ops import causal_conv1d, selective_scan
 from nnunet_ext.plans import files as plans_files
 from nnunet_ext.prompts import files as prompts
 from nnunet_ext.reports import evaluation_file, training_records
+from nnunet_ext.reports.interaction_curves import read_interaction_curves
 from nnunet_ext.sharing import archive as archives
 from nnunet_ext.sharing import manifest
 from nnunet_ext.slurm import progress
 from nnunet_ext.trainers import run_record
+from nnunet_ext.trainers.interactive import InteractiveSettings
 from nnunet_ext.trainers.settings import TrainingSettings
 from nnunet_ext.training_log import read_training_log
 
@@ -123,6 +125,15 @@ PROMPTS = {"version": 1, "space": "voxel", "objects": [{"label": 1, "points": [{
 TABLE = "index,axis-0,axis-1,axis-2,label\n0,4.0,8.0,8.0,liver\n1,3.0,8.0,8.0,-liver\n"
 ONE = images.Image(np.zeros((1, 8, 12, 10), np.float32), (1.0, 1.0, 1.0), np.eye(4))
 
+MEANS = {
+    "Dice": {"1": 0.5}, "NSD": {"1": 0.4}, "Dice AUC": 0.5, "interactions to": {"0.8": 1.0}, "reached": {"0.8": 0.0},
+    "seconds each": 0.1,
+}  # fmt: skip
+CURVES = {
+    "interactions": [1], "users": {"centre": "clicks"}, "models": {"ours": {"centre": {"mean": MEANS}}},
+    "title": "liver", "note": "sees the reference", "cases": ["a"], "nsd_tolerance_mm": 1.0,
+}  # fmt: skip
+
 # What is read -> (how a whole file is made, the readers).
 KINDS: dict[str, tuple[Callable[[Path], Path], tuple[Callable, ...]]] = {
     **{
@@ -165,6 +176,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], tuple[Callable, ...]]] = {
         lambda folder: text(folder, "training_log_2026_1_1_10_00_00.txt", toy_runs.training_log(4)),
         (lambda path: read_training_log(path.parent), lambda path: progress.read_progress(path.parent)),
     ),
+    "clicks": (lambda folder: text(folder, "clicks.json", CURVES), (read_interaction_curves,)),
     "prompts": (lambda folder: text(folder, "a.prompts.json", PROMPTS), (prompts.read_prompts,)),
     "markups": (lambda folder: text(folder, "a.mrk.json", MARKUPS), (prompts.read_prompts,)),
     "challenge": (
@@ -188,6 +200,7 @@ ELSEWHERE = {
     "prompts.foreign.read_napari": "read_prompts", "prompts.raster.read_channel": "an array",
     "support.pool.read_pool": "nnU-Net's data sets", "checkpoints.load.read_trusted": "runs what it reads",
     "few_shot.folder.read_support": "predict-fewshot", "reports.figures.read_case": "demo, report",
+    "reports.overlays.read_scored_case": "report",
     "slurm.status.read_status": "slurm status", "inference.model_files.read_dataset_json": "model",
     "inference.model_folder.read_training_checkpoint": "predict, import-weights",
     "dicom.headers.read_header": "read_contents", "dicom.series.read_series": "data convert dicom",
@@ -300,6 +313,13 @@ def _sampling(environment: dict[str, str]) -> None:
     Sampling("ddim", 2, 1, "mean").changed(1000, environment)
 
 
+def _interactive(environment: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        InteractiveSettings.from_environment()
+
+
 SETTINGS = (
     "EPOCHS", "ITERATIONS", "VAL_ITERATIONS", "PRECISION", "CHECKPOINT_EVERY", "PATIENCE", "LOADER", "SEED",
     "OPTIMIZER", "LEARNING_RATE", "SCHEDULE", "WARMUP_EPOCHS", "WEIGHT_DECAY", "GRADIENT_CLIP",
@@ -312,7 +332,17 @@ READ_BY = {
     **{f"NNUNET_EXT_SUPPORT{name}": _network for name in ("", "_SIZE", "_DRAWS")},
     **{f"NNUNET_EXT_{name}": _sampling for name in ("SAMPLER", "SAMPLING_STEPS", "SAMPLES", "FUSION", "SAMPLING_SEED")},
 }
-OTHERWISE = ("AUTOLOAD", "EPISODE_DATASETS", "TEST_DATA", "TEST_NOTHING_SKIPPED", "TEST_SEEDS")
+READ_BY |= {f"NNUNET_EXT_INTERACTIVE_{name}": _interactive for name in ("OBJECTS", "ROUNDS", "GRADIENTS")}
+# A licence may be any text.
+OTHERWISE = (
+    "AUTOLOAD",
+    "LICENCE",
+    "INTERACTIVE_CHANNELS",
+    "EPISODE_DATASETS",
+    "TEST_DATA",
+    "TEST_NOTHING_SKIPPED",
+    "TEST_SEEDS",
+)
 
 
 def test_every_variable_is_read_here():
