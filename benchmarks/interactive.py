@@ -87,10 +87,10 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> None:
         raw.symlink_to(arguments.data.resolve(), target_is_directory=True)
     wanted = [("nnUNetPlannerInteractive", PLANS)] + [("ExperimentPlanner", STOCK)] * arguments.baseline
     for planner, plans in wanted:
-        if not (folder / f"{plans}_3d_fullres" / "finished").is_file():
+        if not (folder / f"{plans}_3d_fullres.finished").is_file():
             flags = ("-pl", planner, "-c", "3d_fullres", "-np", "1", "-npfp", "1")
             command("nnUNetv2_plan_and_preprocess", "-d", number, *flags)
-            Path(folder, f"{plans}_3d_fullres", "finished").touch()
+            Path(folder, f"{plans}_3d_fullres.finished").touch()
     if not (folder / "splits_final.json").is_file():
         seen = LOOKED_AT.get(dataset, 0)
         few_validation_cases(folder, seen + arguments.cases)
