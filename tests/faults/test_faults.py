@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on the 
 WRITERS = (
     "demo", "plan_fast", "import_weights", "slurm", "slurm_prepare", "predict", "predict_prompts", "predict_fewshot",
     "support", "evaluate", "evaluate_folds", "report", "uncertainty", "data_check", "data_clean", "data_convert",
-    "data_get", "data_phantoms", "export_model", "import_model", "data_convert_dicom", "data_dicom_seg",
+    "data_get", "data_phantoms", "export_model", "import_model", "data_convert_dicom", "data_dicom_seg", "clicks",
 )  # fmt: skip
 EACH_WRITER = pytest.mark.parametrize("name", WRITERS)
 # These print only.
